@@ -1,0 +1,170 @@
+"""The dataclasses that every YAML file in ``conf/`` is checked against.
+
+A field exists once, here or in ``trainer/config.py``, with its type and meaning; YAML only chooses values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+from trainer.config import DataConfig, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
+
+
+class Launcher(Enum):
+    """What starts the jobs of a cluster."""
+
+    slurm = "slurm"
+    local = "local"  # processes on this machine, through submitit's local executor
+
+
+class GpuRequest(Enum):
+    """How a site wants GPUs to be asked for."""
+
+    gres = "gres"  # --gres=gpu:a100:4
+    gpus_per_node = "gpus_per_node"  # --gpus-per-node=a100:4
+    none = "none"  # GPUs come with the node
+
+
+class Host(Enum):
+    """Which address of rank 0 the other ranks connect to."""
+
+    node_addr = "node_addr"  # what Slurm knows as the node's address; works where node names do not resolve
+    hostname = "hostname"  # the name of the machine, resolved by DNS
+    interface = "interface"  # the IPv4 address of rendezvous.interface
+
+
+class Container(Enum):
+    """What the ranks run in."""
+
+    none = "none"
+    apptainer = "apptainer"
+    pyxis = "pyxis"
+
+
+@dataclass
+class NodeType:
+    """A kind of node."""
+
+    count: int = MISSING
+    names: str = MISSING  # Slurm's notation, such as n2gpu[1201-1224]
+    cores: int = MISSING  # physical cores
+    sockets: int = 1
+    memory_gb: int = MISSING  # what Slurm calls RealMemory, in GiB
+    gpus: int = 0
+    gpu_type: str = ""  # as Slurm spells it in --gres
+    gpu_memory_gb: float = 0.0  # of one GPU
+    gpu_peak_tflops: float = 0.0  # dense bf16 tensor peak of one GPU, TFLOP/s
+    interconnect: str = ""
+    features: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Partition:
+    """A partition with its limits."""
+
+    node_type: str = MISSING  # a key of cluster.node_types
+    max_time: str = "UNLIMITED"  # Slurm's notation: D-HH:MM:SS, HH:MM:SS, MM
+    default_time: str | None = None  # what job.time: null asks for; null: max_time
+    max_nodes: int | None = None  # null: all nodes of the type
+    preemptible: bool = False
+
+
+@dataclass
+class Rendezvous:
+    """How ranks find rank 0 and which network they talk over."""
+
+    host: Host = Host.node_addr
+    interface: str | None = None  # for GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME; null: left to the libraries
+
+
+@dataclass
+class ContainerConfig:
+    runtime: Container = Container.none
+    image: str | None = None
+    mounts: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Cluster:
+    """A described site: what a request is checked against and how it is written down for sbatch."""
+
+    name: str = MISSING
+    launcher: Launcher = Launcher.slurm
+    slurm_name: str | None = None  # ClusterName in the site's slurm.conf, where it is not `name`
+    node_types: dict[str, NodeType] = MISSING
+    partitions: dict[str, Partition] = MISSING
+    default_partition: str = MISSING
+    max_array_size: int = 1001  # bounds the array index
+    gpu_request: GpuRequest = GpuRequest.gres
+    exclusive: bool = True  # whole nodes
+    account: str | None = None
+    qos: str | None = None
+    reservation: str | None = None
+    modules: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    rendezvous: Rendezvous = field(default_factory=Rendezvous)
+    slurm_from_compute: bool = True  # compute nodes may call sbatch and scontrol
+    container: ContainerConfig = field(default_factory=ContainerConfig)
+    python: str | None = None  # interpreter on the compute nodes; null: the one that submits
+    runs: str = MISSING  # where run folders live: a file system that every node sees
+    data: str = MISSING  # where prepared data lives
+
+
+@dataclass
+class Job:
+    """What every kind of job asks Slurm for; null takes the cluster's default."""
+
+    _target_: str = MISSING  # the class in jobs/ that runs on each rank
+    nodes: int | None = None  # null: all nodes of the partition
+    ranks_per_node: int | None = None  # null: one per GPU; one where a node has none
+    time: str | None = None  # Slurm's notation; null: the partition's default
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    reservation: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    memory_gb: int | None = None  # per node; null: all of it
+    grace: int = 300  # seconds before the time limit at which ranks are asked to stop
+    hold: int = 5  # seconds from a requeue to its start, in place of Slurm's two minutes
+    max_fruitless: int = 3  # attempts without a new step after which the chain stops
+    rank_memory_gb: float | None = None  # what one rank needs of host memory; null: estimated from the model
+
+
+@dataclass
+class TrainJob(Job):
+    """Train a model."""
+
+    _target_: str = "jobs.train.Train"
+
+
+@dataclass
+class PrepareJob(Job):
+    """Fetch a corpus, train a tokenizer on it and write token shards to data.path."""
+
+    _target_: str = "jobs.prepare.Prepare"
+
+
+@dataclass
+class HelloJob(Job):
+    """Every rank reports in to rank 0, which checks that all agree. Needs no torch."""
+
+    _target_: str = "jobs.hello.Hello"
+    seconds: float = 0.0  # how long each rank stays after it was greeted
+
+
+@dataclass
+class Config:
+    """One request: everything that `hpc submit` composes from conf/ and the overrides."""
+
+    name: str = "run"  # runs/<name>/<id>
+    cluster: Cluster = MISSING
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    optim: OptimConfig = MISSING
+    parallel: ParallelConfig = MISSING
+    train: TrainConfig = field(default_factory=TrainConfig)
+    job: Job = MISSING

@@ -1,0 +1,1 @@
+"""What runs on compute nodes, one class per kind of job. Thin: they join hpc, trainer and monitoring."""
