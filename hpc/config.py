@@ -168,3 +168,14 @@ class Config:
     parallel: ParallelConfig = MISSING
     train: TrainConfig = field(default_factory=TrainConfig)
     job: Job = MISSING
+
+
+JOBS: dict[str, type[Job]] = {"train": TrainJob, "prepare": PrepareJob, "hello": HelloJob}
+
+
+def job_schema(target: str) -> type[Job]:
+    """The dataclass of a kind of job, by its ``_target_``; plain ``Job`` for a class of one's own."""
+    for schema in JOBS.values():
+        if schema._target_ == target:
+            return schema
+    return Job

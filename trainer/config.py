@@ -154,6 +154,17 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
 
+@dataclass
+class TrainerConfig:
+    """All that the trainer is configured by; whoever calls it cuts these five out of a larger request."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong with a request: what was given, what is allowed, what to type instead."""
@@ -281,3 +292,27 @@ def _batch_problems(
             f"{data.seq_len} x {parallel.micro_batch} x {world_size} = {per_pass}",
             f"train.batch_tokens={nearest}",
         )
+
+
+def parameter_count(model: ModelConfig) -> tuple[int, int]:
+    """Parameters of a model, (total, active): active counts the experts that one token is sent to.
+
+    Per layer: attention d*(heads + 2*kv_heads)*head + heads*head*d, two norms, and either a SwiGLU feed-forward
+    3*d*d_ff or a router d*experts with 3*d*d_ff parameters an expert.
+    """
+    head = model.d_model // model.heads
+    attention = model.d_model * head * (2 * model.heads + 2 * model.kv_heads)
+    total = active = model.vocab_size * model.d_model * (1 if model.tie_embeddings else 2) + model.d_model
+    for layer in range(1, model.layers + 1):
+        common = attention + 2 * model.d_model
+        moe = model.moe
+        if moe is not None and layer % moe.every == 0:
+            expert = 3 * model.d_model * moe.d_ff
+            router = model.d_model * moe.experts
+            total += common + router + expert * moe.experts
+            active += common + router + expert * moe.top_k
+        else:
+            dense = 3 * model.d_model * model.d_ff
+            total += common + dense
+            active += common + dense
+    return total, active

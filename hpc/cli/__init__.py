@@ -1,0 +1,68 @@
+"""The command ``hpc``: one small file per verb, imported only when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+# Kept here so that `hpc --help` imports nothing; each verb's own --help says more.
+VERBS = {
+    "submit": "check a request, write its run folder, dispatch it to the cluster",
+    "status": "runs and where they stand",
+    "watch": "one run live: Slurm, steps, tokens, loss, log",
+    "logs": "what a run's supervisor or one of its ranks printed",
+    "cancel": "save and end a run, so that no attempt follows",
+    "emulate": "start a real Slurm on this machine in the shape of a cluster",
+}
+USAGE = """usage: hpc VERB [...]
+
+Train language models on a Slurm cluster: submit, survive every time limit and node failure, watch.
+
+{verbs}
+
+hpc VERB --help says more. First steps: hpc submit --dry-run, then hpc submit --watch.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb. Exit status: 0 done, 1 a failure, 2 a mistake in what was typed."""
+    words = sys.argv[1:] if argv is None else argv
+    usage = USAGE.format(verbs="\n".join(f"  {name:<9} {text}" for name, text in VERBS.items()))
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage, end="", file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        from hpc import __version__
+
+        print(f"hpc {__version__}")
+        return 0
+    verb, *rest = words
+    if verb not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(verb, VERBS, 1, 0.5)
+        print(
+            f"hpc: there is no verb {verb!r}. Allowed: {', '.join(VERBS)}." + (f" Nearest: hpc {near[0]}" if near else ""),
+            file=sys.stderr,
+        )
+        return 2
+    return _call(verb, rest)
+
+
+def _call(verb: str, words: list[str]) -> int:
+    from hpc.errors import Failed, Refused
+
+    try:
+        return import_module(f"hpc.cli.{verb}").main(words)
+    except (Refused, Failed) as error:
+        for line in str(error).splitlines():
+            print(f"hpc {verb}: {line}", file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away; keep Python from complaining about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,292 @@
+"""What a supervisor runs in: a Slurm job, or this machine. The edge between its decisions and the world."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from hpc import attempt, ledger, slurm
+from hpc.config import Config, Launcher
+from hpc.ledger import Record
+from hpc.request import Request
+from hpc.requeue import Cause
+from hpc.runs import Run
+from hpc.script import rank_command, step_options
+from hpc.slurm import SlurmError
+
+
+class Ranks(Protocol):
+    """All ranks of one attempt, started."""
+
+    def poll(self) -> int | None:
+        """None while any rank runs; then the largest exit status (128 + n for a signal n)."""
+        ...
+
+    def ask_to_stop(self) -> None:
+        """Send USR2 to every rank."""
+        ...
+
+    def end(self, *, now: bool) -> None:
+        """End every rank: SIGTERM, or SIGKILL if ``now``."""
+        ...
+
+
+class Allocation(Protocol):
+    """What a supervisor needs to know of, and do with, the place it runs in."""
+
+    job_id: str
+    restart_count: int
+    nodes: list[str]
+    ends: float  # unix time; inf if unlimited
+
+    def start(self, folder: Path, environment: Mapping[str, str]) -> Ranks: ...
+
+    def owner_lives(self, run: Run, record: Record) -> bool: ...
+
+    def cause_of_stop(self, reason: str, grace: float) -> tuple[Cause, str]: ...
+
+    def requeue(self, hold: int) -> str:
+        """Queue again. Returns "ended" where this process must exit now, "here" where it goes on itself."""
+        ...
+
+
+def of(run: Run, config: Config, request: Request) -> Allocation:
+    """The allocation that this process is the supervisor of."""
+    if config.cluster.launcher is Launcher.local:
+        return LocalAllocation(config, request, run.folder)
+    return SlurmAllocation.from_environment(config, request, run.folder)
+
+
+# -- Slurm -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class SlurmAllocation:
+    config: Config
+    request: Request
+    folder: Path
+    job_id: str
+    restart_count: int
+    nodes: list[str]
+    ends: float
+    steps: int = 0  # started so far; Slurm numbers them from 0
+
+    @classmethod
+    def from_environment(cls, config: Config, request: Request, folder: Path) -> SlurmAllocation:
+        env = os.environ
+        job_id = env["SLURM_JOB_ID"]
+        if "SLURM_ARRAY_JOB_ID" in env:
+            # The last task's own id is that of the whole array: asking by it would requeue every task.
+            job_id = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+        return cls(
+            config=config,
+            request=request,
+            folder=folder,
+            job_id=job_id,
+            restart_count=int(env.get("SLURM_RESTART_COUNT", "0")),
+            nodes=slurm.hostnames(env["SLURM_JOB_NODELIST"]),
+            ends=_end_of(job_id, config, request),
+        )
+
+    def start(self, folder: Path, environment: Mapping[str, str]) -> Ranks:
+        command = ["srun", *step_options(self.config, self.request, folder), *rank_command(self.config, self.folder)]
+        env = {k: v for k, v in os.environ.items() if k not in attempt.PER_RANK}
+        process = subprocess.Popen(command, env={**env, **environment}, stdin=subprocess.DEVNULL)
+        step = f"{self.job_id}.{self.steps}"
+        self.steps += 1
+        return SlurmStep(process, step)
+
+    def owner_lives(self, run: Run, record: Record) -> bool:
+        if record.ended is not None and record.action in ("end", "stop"):
+            return False
+        try:
+            return slurm.in_queue(record.job_id) is not None
+        except SlurmError:
+            limit = ledger.STALE_SECONDS if record.ended is None else ledger.HELD_SECONDS
+            return ledger.silent_for(run, record) < limit
+
+    def cause_of_stop(self, reason: str, grace: float) -> tuple[Cause, str]:
+        # Slurm may send the signal up to a minute early.
+        left = self.ends - time.time()
+        state = ""
+        with contextlib.suppress(SlurmError):
+            state = slurm.job(self.job_id).get("JobState", "")
+        evidence = f"{reason} with {left:.0f} s left, job state {state or 'unknown'}"
+        if state.startswith("CANCELLED"):
+            return Cause.cancelled, evidence
+        if state == "NODE_FAIL":
+            return Cause.node_failure, evidence
+        if reason == "deadline" or left <= grace + 75:
+            return Cause.time_limit, evidence
+        return Cause.preemption, evidence
+
+    def requeue(self, hold: int) -> str:
+        # From here on only SIGKILL ends this process: the requeue sends SIGTERM to it and to scontrol.
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        try:
+            slurm.requeue(self.job_id)
+        except SlurmError as error:
+            successor = slurm.sbatch(Run(self.folder).script, None, f"--dependency=afterany:{self.job_id}")
+            print(f"no requeue on this site ({error}); job {successor} follows this one", flush=True)
+            Run(self.folder).set_state("requeued", job_id=successor)
+            return "ended"
+        for _ in range(20):
+            try:
+                slurm.start_at(self.job_id, hold)
+                break
+            except SlurmError as error:
+                print(f"could not set the start time yet: {error}", flush=True)
+                time.sleep(0.5)
+        return "ended"
+
+
+def _end_of(job_id: str, config: Config, request: Request) -> float:
+    if config.cluster.slurm_from_compute:
+        with contextlib.suppress(SlurmError):
+            ends = slurm.unix(slurm.job(job_id).get("EndTime", ""))
+            if ends is not None:
+                return ends
+    return time.time() + request.time
+
+
+@dataclass
+class SlurmStep:
+    """The ranks behind one srun, which hands signals on to all of them."""
+
+    process: subprocess.Popen[bytes]
+    step: str
+
+    def poll(self) -> int | None:
+        code = self.process.poll()
+        return None if code is None else _status(code)
+
+    def ask_to_stop(self) -> None:
+        self.process.send_signal(signal.SIGUSR2)
+
+    def end(self, *, now: bool) -> None:
+        if not now:
+            self.process.send_signal(signal.SIGTERM)
+            return
+        with contextlib.suppress(SlurmError):
+            slurm.call(["scancel", "--signal=KILL", self.step])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=5)
+        self.process.kill()
+
+
+# -- this machine ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class LocalAllocation:
+    config: Config
+    request: Request
+    folder: Path
+    job_id: str = field(default_factory=lambda: f"local-{os.getpid()}")
+    restart_count: int = 0
+    nodes: list[str] = field(default_factory=lambda: [socket.gethostname()])
+    ends: float = math.inf
+
+    def __post_init__(self) -> None:
+        self.ends = time.time() + self.request.time
+
+    def start(self, folder: Path, environment: Mapping[str, str]) -> Ranks:
+        size = self.request.world_size
+        command = rank_command(self.config, self.folder)
+        processes = []
+        for rank in range(size):
+            identity = {
+                attempt.RANK: str(rank),
+                attempt.WORLD_SIZE: str(size),
+                attempt.LOCAL_RANK: str(rank),
+                attempt.NODE: self.nodes[0],
+            }
+            with (folder / f"rank-{rank}.log").open("ab") as log:
+                processes.append(
+                    subprocess.Popen(
+                        command,
+                        env={**os.environ, **environment, **identity},
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        preexec_fn=_die_with_parent,
+                    )
+                )
+        return LocalRanks(processes)
+
+    def owner_lives(self, run: Run, record: Record) -> bool:
+        if record.ended is not None and record.action in ("end", "stop"):
+            return False
+        if record.host != socket.gethostname():
+            return ledger.silent_for(run, record) < ledger.STALE_SECONDS
+        return process_lives(record.pid, record.began)
+
+    def cause_of_stop(self, reason: str, grace: float) -> tuple[Cause, str]:
+        if reason == "deadline":
+            return Cause.time_limit, f"job.time={self.config.job.time} is used up"
+        return Cause.cancelled, f"{reason} to the supervisor"
+
+    def requeue(self, hold: int) -> str:
+        self.ends = time.time() + self.request.time
+        self.restart_count += 1
+        return "here"
+
+
+@dataclass
+class LocalRanks:
+    """The ranks as processes of this machine; when one fails the others are ended, which would wait for ever."""
+
+    processes: list[subprocess.Popen[bytes]]
+    failed_at: float | None = None
+
+    def poll(self) -> int | None:
+        codes = [process.poll() for process in self.processes]
+        if any(codes) and any(code is None for code in codes):
+            self.failed_at = self.failed_at or time.monotonic()
+            self.end(now=time.monotonic() - self.failed_at > 5)
+            return None
+        if any(code is None for code in codes):
+            return None
+        return max(_status(code) for code in codes if code is not None)
+
+    def ask_to_stop(self) -> None:
+        self._send(signal.SIGUSR2)
+
+    def end(self, *, now: bool) -> None:
+        self._send(signal.SIGKILL if now else signal.SIGTERM)
+
+    def _send(self, number: signal.Signals) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+
+def _status(code: int) -> int:
+    """A shell's exit status: 128 + n for signal n."""
+    return 128 - code if code < 0 else code
+
+
+def _die_with_parent() -> None:
+    """Between fork and exec: should the supervisor be killed, its ranks go with it (Linux)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def process_lives(pid: int, began: float) -> bool:
+    """Whether a process that existed at unix time ``began`` still runs, and is not another one with its number."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).create_time() <= began + 1
+    except psutil.Error:
+        return False

@@ -1,0 +1,173 @@
+"""Inside a rank: who am I, where is rank 0, was I asked to stop.
+
+Every environment variable of a job is spelled here. The supervisor exports what is common to all ranks; what
+differs per rank comes from Slurm's step, or from the supervisor itself where there is no Slurm.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hpc.errors import Failed, Refused
+from hpc.runs import ADDRESS, READY, REFUSED, load_config, read_json, write_json, write_text
+
+RUN = "HPC_RUN"  # the run folder
+ATTEMPT = "HPC_ATTEMPT"  # number of this attempt
+JOB_ID = "HPC_JOB_ID"  # array-safe id of the job, as scontrol takes it
+DEADLINE = "HPC_DEADLINE"  # unix time at which ranks stop by themselves, should no signal arrive
+RANKS_PER_NODE = "HPC_RANKS_PER_NODE"
+EMULATED = "HPC_EMULATED"  # "1" on an emulated cluster
+# Set per rank by the supervisor where no Slurm step sets its own.
+RANK, WORLD_SIZE, LOCAL_RANK, NODE = "HPC_RANK", "HPC_WORLD_SIZE", "HPC_LOCAL_RANK", "HPC_NODE"
+PER_RANK = (RANK, WORLD_SIZE, LOCAL_RANK, NODE)
+
+SIGNALS = {signal.SIGUSR2: "SIGUSR2", signal.SIGTERM: "SIGTERM", signal.SIGINT: "SIGINT"}
+
+
+@dataclass
+class Attempt:
+    """One rank's view of one attempt."""
+
+    run: Path
+    number: int
+    job_id: str
+    rank: int
+    world_size: int
+    local_rank: int
+    ranks_per_node: int
+    node: str
+    deadline: float | None = None  # unix time
+    emulated: bool = False
+    _reason: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Attempt:
+        """The attempt that this process is a rank of.
+
+        Raises:
+            Failed: outside of a job.
+        """
+        get = environment.get
+        try:
+            deadline = get(DEADLINE)
+            return cls(
+                run=Path(environment[RUN]),
+                number=int(environment[ATTEMPT]),
+                job_id=environment[JOB_ID],
+                rank=int(get(RANK) or environment["SLURM_PROCID"]),
+                world_size=int(get(WORLD_SIZE) or environment["SLURM_STEP_NUM_TASKS"]),
+                local_rank=int(get(LOCAL_RANK) or environment["SLURM_LOCALID"]),
+                ranks_per_node=int(environment[RANKS_PER_NODE]),
+                node=get(NODE) or environment["SLURMD_NODENAME"],
+                deadline=float(deadline) if deadline else None,
+                emulated=get(EMULATED) == "1",
+            )
+        except KeyError as missing:
+            raise Failed(f"this process is no rank of a run: {missing} is not set. Start one with: hpc submit") from None
+
+    @property
+    def folder(self) -> Path:
+        """Where this attempt's records, logs and address lie."""
+        return self.run / "attempts" / str(self.number)
+
+    # -- being asked to stop ---------------------------------------------------------------------------------
+
+    def install_stop_handlers(self) -> None:
+        """Make USR2 and SIGTERM set a flag, and nothing else: nothing is saved inside a signal handler."""
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        # Slurm sends SIGCONT along; an interrupt typed at a terminal is the supervisor's to handle.
+        signal.signal(signal.SIGCONT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._reason = self._reason or SIGNALS[signal.Signals(number)]
+
+    def stop(self) -> str | None:
+        """Why this rank was asked to stop, or None. Other ranks may learn of it at another time."""
+        if self._reason is None and self.deadline is not None and time.time() >= self.deadline:
+            self._reason = "deadline"
+        return self._reason
+
+    # -- finding each other ----------------------------------------------------------------------------------
+
+    def host(self) -> str:
+        """The address of this node for the other ranks, as the cluster's ``rendezvous`` says."""
+        from hpc import slurm
+        from hpc.config import Host
+
+        rendezvous = load_config(self.run).cluster.rendezvous
+        if self.emulated:
+            return "127.0.0.1"
+        if rendezvous.host is Host.interface:
+            return _interface_address(rendezvous.interface or "lo")
+        if rendezvous.host is Host.node_addr:
+            return slurm.node_address(self.node)
+        return socket.gethostname()
+
+    def publish(self, port: int, host: str | None = None) -> None:
+        """Rank 0 tells where it listens. The port is one the system chose, so that runs never collide."""
+        write_json(self.folder / ADDRESS, {"host": host or self.host(), "port": port, "node": self.node})
+
+    def lookup(self, timeout: float = 300.0) -> tuple[str, int]:
+        """Where rank 0 listens (host, port); waits for it to say so.
+
+        Raises:
+            Failed: if rank 0 said nothing within ``timeout`` seconds.
+        """
+        end = time.monotonic() + timeout
+        pause = 0.02
+        while time.monotonic() < end:
+            # Listing the folder makes network file systems look again instead of answering from memory.
+            names = os.listdir(self.folder)
+            address = read_json(self.folder / ADDRESS) if ADDRESS in names else None
+            if address is not None:
+                return str(address["host"]), int(address["port"])
+            time.sleep(pause)
+            pause = min(pause * 1.5, 1.0)
+        raise Failed(f"rank 0 did not say within {timeout:.0f} s where it listens ({self.folder / ADDRESS})")
+
+    def ready(self) -> None:
+        """Rank 0: all ranks have joined and handle the stop signals; the supervisor may forward one from now on."""
+        if self.rank == 0:
+            write_text(self.folder / READY, f"{time.time()}\n")
+
+
+def _interface_address(interface: str) -> str:
+    import psutil
+
+    found = psutil.net_if_addrs()
+    for address in found.get(interface, []):
+        if address.family == socket.AF_INET:
+            return address.address
+    names = ", ".join(sorted(found))
+    raise Refused(
+        f"cluster.rendezvous.interface={interface}: this node has no such interface with IPv4. It has: {names}"
+    )
+
+
+def start(run: str) -> None:
+    """What submitit's entry calls on every rank. The path of the run folder is all that travels in the pickle.
+
+    A mistake in the request ends the rank with status 2, upon which the supervisor ends the run instead of
+    trying again; the message goes to the run folder for ``hpc status``.
+    """
+    from hydra.utils import get_class
+
+    folder = Path(run)
+    try:
+        job = get_class(load_config(folder).job._target_)(folder)
+        job()
+    except Refused as error:
+        attempt = Attempt.from_environment()
+        print(f"refused: {error}", file=sys.stderr, flush=True)
+        if attempt.rank == 0 or not (attempt.folder / REFUSED).exists():
+            write_text(attempt.folder / REFUSED, f"{error}\n")
+        sys.exit(Refused.status)

@@ -1,0 +1,159 @@
+"""The request against what the cluster offers. Pure: values in, problems out; nothing is written or started."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from hpc.config import Config, Container, Launcher, PrepareJob, TrainJob
+from hpc.request import Request, clock, seconds
+from hpc.runs import NAME
+from trainer import config as training
+from trainer.config import Problem
+
+GIB = 2**30
+# Host memory of one rank beside the model: interpreter, libraries, buffers. Measured with the CPU build of torch.
+PLAIN_RANK_GB, TORCH_RANK_GB = 0.06, 0.45
+
+
+def problems(config: Config, request: Request) -> list[Problem]:
+    """Everything that is wrong with a request, as far as its values and the cluster's description show."""
+    found = [*_name(config), *_shape(config, request), *_time(config, request), *_container(config)]
+    if isinstance(config.job, TrainJob):
+        found += training.problems(
+            config.model, config.data, config.optim, config.parallel, config.train, max(1, request.world_size)
+        )
+        found += _data(config)
+    return found
+
+
+def _name(config: Config) -> Iterator[Problem]:
+    if not NAME.fullmatch(config.name):
+        yield Problem(
+            "name",
+            repr(config.name),
+            "letters, digits, dot, dash and underscore, beginning with a letter or digit, at most 64",
+            "name=my-run",
+        )
+
+
+def _shape(config: Config, request: Request) -> Iterator[Problem]:
+    node, cluster = request.node, config.cluster
+    most = min(node.count, request.limits.max_nodes or node.count)
+    where = f"partition {request.partition} of {cluster.name}"
+    if not 1 <= request.nodes <= most:
+        yield Problem(
+            "job.nodes",
+            str(request.nodes),
+            f"{where} gives 1 to {most} nodes",
+            f"job.nodes={min(max(request.nodes, 1), most)}",
+        )
+    if request.ranks_per_node < 1:
+        yield Problem("job.ranks_per_node", str(request.ranks_per_node), "must be at least 1", "job.ranks_per_node=1")
+    elif node.gpus and request.ranks_per_node > node.gpus:
+        yield Problem(
+            "job.ranks_per_node",
+            str(request.ranks_per_node),
+            f"a node of {where} has {node.gpus} GPUs, and each rank takes one",
+            f"job.ranks_per_node={node.gpus}",
+        )
+    elif request.ranks_per_node > node.cores:
+        yield Problem(
+            "job.ranks_per_node",
+            str(request.ranks_per_node),
+            f"a node of {where} has {node.cores} cores",
+            f"job.ranks_per_node={node.cores}",
+        )
+    memory = config.job.memory_gb
+    if memory is not None and not 1 <= memory <= node.memory_gb:
+        yield Problem(
+            "job.memory_gb",
+            str(memory),
+            f"a node of {where} has {node.memory_gb} GiB",
+            f"job.memory_gb={min(max(memory, 1), node.memory_gb)}",
+        )
+
+
+def _time(config: Config, request: Request) -> Iterator[Problem]:
+    most = seconds(request.limits.max_time)
+    where = f"partition {request.partition} of {config.cluster.name}"
+    if request.time > most:
+        given = config.job.time or clock(request.time)
+        yield Problem("job.time", given, f"{where} gives at most {clock(most)}", f"job.time={clock(most)}")
+    if request.time <= 0:
+        # Slurm reads 0 as "no limit" and lets the job wait for ever where there is one.
+        yield Problem("job.time", str(config.job.time), "must be longer than 0", "job.time=1:00:00")
+    elif not math.isinf(request.time) and request.grace * 2 > request.time:
+        yield Problem(
+            "job.grace",
+            str(request.grace),
+            f"seconds to save before the end must be at most half of job.time={clock(request.time)}",
+            f"job.grace={int(request.time // 4)}",
+        )
+    if config.job.grace < 1:
+        yield Problem("job.grace", str(config.job.grace), "must be at least 1 second", "job.grace=300")
+    if config.job.hold < 1:
+        yield Problem("job.hold", str(config.job.hold), "must be at least 1 second", "job.hold=5")
+    if config.job.max_fruitless < 1:
+        yield Problem("job.max_fruitless", str(config.job.max_fruitless), "must be at least 1", "job.max_fruitless=3")
+
+
+def _container(config: Config) -> Iterator[Problem]:
+    container = config.cluster.container
+    if container.runtime is not Container.none and not container.image:
+        yield Problem(
+            "cluster.container.image",
+            "null",
+            f"cluster.container.runtime={container.runtime.name} needs an image",
+            "cluster.container.image=PATH",
+        )
+
+
+def _data(config: Config) -> Iterator[Problem]:
+    path = Path(config.data.path)
+    if not (path / "dataset.json").is_file():
+        what = "is not there" if not path.exists() else "holds no complete data set (no dataset.json)"
+        yield Problem("data.path", str(path), f"{what}. Make it first: hpc submit job=prepare data=NAME --wait")
+
+
+def rank_memory_gb(config: Config) -> float:
+    """Host memory of one CPU rank in GiB: what it needs at least, by the model's size.
+
+    fp32 parameters, gradients and two Adam moments are 16 bytes a parameter, sharded over the ranks; the largest
+    gathered layer and activations are counted as one more full copy of a layer's parameters and the logits.
+    """
+    if config.job.rank_memory_gb is not None:
+        return config.job.rank_memory_gb
+    if not isinstance(config.job, TrainJob | PrepareJob):
+        return PLAIN_RANK_GB
+    if isinstance(config.job, PrepareJob):
+        return 1.0
+    from hpc.request import resolve
+
+    world = max(1, resolve(config).world_size)
+    total, _ = training.parameter_count(config.model)
+    states = 16 * total / world
+    layer = 8 * total / max(1, config.model.layers)
+    logits = 12 * config.parallel.micro_batch * config.data.seq_len * config.model.vocab_size
+    return TORCH_RANK_GB + (states + layer + logits) / GIB
+
+
+def fits_here(config: Config, request: Request, available_gb: float) -> list[Problem]:
+    """Whether all ranks fit the memory of this one machine, where an emulated cluster or ``local`` puts them."""
+    each = rank_memory_gb(config)
+    needed = each * request.world_size
+    if needed <= available_gb:
+        return []
+    kind = "local" if config.cluster.launcher is Launcher.local else f"{config.cluster.name} is emulated on"
+    nodes = int(available_gb / each // request.ranks_per_node)
+    fix = "job=hello, which needs no torch" if isinstance(config.job, TrainJob) else "fewer nodes"
+    return [
+        Problem(
+            "job.nodes",
+            str(request.nodes),
+            f"{request.world_size} ranks x {each:.2f} GB = {needed:.1f} GB, and {kind} this machine, which has "
+            f"{available_gb:.1f} GB free",
+            f"job.nodes={nodes} (fits), or {fix}" if nodes else fix,
+        )
+    ]

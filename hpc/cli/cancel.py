@@ -1,0 +1,81 @@
+"""``hpc cancel RUN``: end a run so that no attempt follows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import time
+
+from hpc import runs, slurm
+from hpc.config import Launcher
+from hpc.errors import Failed
+from hpc.runs import Run, write_text
+from hpc.submit import target
+from hpc.waiting import outcome
+
+HELP = "save and end a run, so that no attempt follows"
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="hpc cancel", description=HELP)
+    parser.add_argument("run", help="id or its beginning, name, folder, or last")
+    parser.add_argument("--now", action="store_true", help="without saving what was computed since the last checkpoint")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    run = runs.find(runs.root(), args.run)
+    said = cancel(run, now=args.now)
+    print(json.dumps({"run": run.id, "result": said}) if args.json else f"{run.name}/{run.id}: {said}")
+    return 0
+
+
+def cancel(run: Run, *, now: bool) -> str:
+    """Mark the run as cancelled, then end its job. Returns what was done, in words."""
+    if outcome(run) is not None:
+        return f"has ended already: {'finished' if run.finished else run.state().get('state')}"
+    # The marker first: should this process die here, the run's next attempt ends by itself.
+    try:
+        write_text(run.cancel_file, f"{time.time()}\n")
+    except OSError as error:
+        raise runs.disk_failure(error, "mark the run as cancelled") from error
+    job_id = run.job_id
+    if job_id is None:
+        return "cancelled before it was submitted"
+    if job_id.startswith("local-"):
+        return _cancel_local(run, int(job_id.removeprefix("local-")), now)
+    return _cancel_slurm(run, job_id, now)
+
+
+def _cancel_local(run: Run, pid: int, now: bool) -> str:
+    from hpc.allocation import process_lives
+
+    if not process_lives(pid, run.config_file.stat().st_mtime + 60):
+        run.set_state("cancelled", reason="its supervisor was gone")
+        return "cancelled; nothing was running"
+    # Ranks die with their supervisor.
+    os.kill(pid, signal.SIGKILL if now else signal.SIGTERM)
+    if now:
+        run.set_state("cancelled", reason="hpc cancel --now")
+        return "ended"
+    return "asked to save and end"
+
+
+def _cancel_slurm(run: Run, job_id: str, now: bool) -> str:
+    environment, _ = target(str(run.state().get("cluster", "")), Launcher.slurm)
+    row = slurm.queue([job_id], environment).get(job_id)
+    if row is None or row.state in slurm.GONE:
+        run.set_state("cancelled", reason="its job had left the queue")
+        return "cancelled; its job had left the queue"
+    if row.state == "RUNNING" and not now:
+        slurm.signal_batch(job_id, "USR2", environment)
+        return f"job {job_id} was asked to save and end (at once: hpc cancel --now {run.id})"
+    slurm.cancel(job_id, environment)
+    for _ in range(50):
+        if slurm.in_queue(job_id, environment) is None:
+            break
+        time.sleep(0.2)
+    else:
+        raise Failed(f"job {job_id} is still in the queue after scancel; look with: squeue -j {job_id}")
+    run.set_state("cancelled", reason="hpc cancel")
+    return f"job {job_id} was cancelled"

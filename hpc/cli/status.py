@@ -1,0 +1,129 @@
+"""``hpc status``: runs and where they stand, from their own folders and one squeue a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hpc import runs
+from hpc.runs import Run
+
+HELP = "runs and where they stand"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run in the list."""
+
+    name: str
+    id: str
+    state: str
+    reason: str
+    job_id: str
+    cluster: str
+    emulated: bool
+    attempt: int | None
+    step: int | None
+    tokens: int | None
+    target_tokens: int | None
+    folder: str
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="hpc status", description=HELP)
+    parser.add_argument("run", nargs="?", help="id or its beginning, name, folder, or last; all runs if left out")
+    parser.add_argument("--json", action="store_true", help="a JSON list")
+    parser.add_argument("-n", type=int, default=20, metavar="N", help="the newest N runs (20)")
+    args = parser.parse_args(argv)
+    root = runs.root()
+    found = [runs.find(root, args.run)] if args.run else list(runs.every(root))[: args.n]
+    rows = read(found)
+    if args.json:
+        print(json.dumps([asdict(row) for row in rows]))
+    elif not rows:
+        print(f"no runs under {root.resolve()}. Start one: hpc submit")
+    else:
+        _table(rows)
+    return 0
+
+
+def read(found: list[Run]) -> list[Row]:
+    """One row a run, with what Slurm says where the run is still in its hands."""
+    from hpc.queue import states
+
+    jobs = states(found)
+    return [_row(run, jobs.get(run.folder)) for run in found]
+
+
+def _row(run: Run, job: Any) -> Row:
+    from hpc.ledger import history
+    from monitoring.tail import last_record
+
+    state = run.state()
+    attempts = history(run)
+    done = runs.read_json(run.finished_file) or {}
+    last = done
+    for record in reversed(attempts):
+        if not last:
+            last = last_record(run.attempts / str(record.number)) or {}
+    text = "finished" if run.finished else str(state.get("state", "unknown"))
+    reason = str(state.get("reason") or "")
+    if job is not None and text in ("queued", "requeued", "running"):
+        text = job.state.lower()
+        reason = job.reason if job.reason not in ("None", "") and job.state == "PENDING" else reason
+    return Row(
+        name=run.name,
+        id=run.id,
+        state=text,
+        reason=reason,
+        job_id=str(run.job_id or ""),
+        cluster=str(state.get("cluster", "")),
+        emulated=bool(state.get("emulated")),
+        attempt=attempts[-1].number if attempts else None,
+        step=last.get("step"),
+        tokens=last.get("tokens"),
+        target_tokens=_target(run),
+        folder=str(run.folder),
+    )
+
+
+def _target(run: Run) -> int | None:
+    # A typed load of each of many configurations would take seconds; one line of the YAML is enough here.
+    import re
+
+    found = re.search(r"(?m)^train:\n(?:  .*\n)*?  tokens: (\d+)$", run.config_file.read_text(encoding="utf-8"))
+    return int(found.group(1)) if found else None
+
+
+def _table(rows: list[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("run", "id", "state", "job", "cluster", "attempt", "step", "tokens", "why"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("id", "state"))
+    colours = {"running": "green", "finished": "cyan", "failed": "red", "cancelled": "yellow", "pending": "yellow"}
+    for row in rows:
+        share = f" {row.tokens / row.target_tokens:.0%}" if row.tokens and row.target_tokens else ""
+        where = row.cluster + (" EMULATED" if row.emulated else "")
+        cells = [
+            row.name,
+            row.id,
+            Text(row.state, colours.get(row.state, "")),
+            row.job_id,
+            where,
+            "" if row.attempt is None else str(row.attempt),
+            "" if row.step is None else str(row.step),
+            f"{row.tokens:,}{share}" if row.tokens else "",
+            row.reason,
+        ]
+        table.add_row(*[cell if isinstance(cell, Text) else Text(cell) for cell in cells])
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+    console.print(Text(time.strftime("%H:%M:%S")), style="dim")

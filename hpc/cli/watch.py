@@ -1,0 +1,82 @@
+"""``hpc watch RUN``: one run live in the terminal; one plain snapshot in a pipe."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hpc import runs
+from hpc.runs import Run
+
+if TYPE_CHECKING:
+    from monitoring.snapshot import Snapshot
+
+HELP = "one run live: Slurm, steps, tokens, loss, log"
+ASK_SLURM_EVERY = 5.0  # seconds between two squeues, whatever the refresh of the screen
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="hpc watch", description=HELP)
+    parser.add_argument("run", nargs="?", default="last", help="id or its beginning, name, folder, or last (default)")
+    parser.add_argument("--json", action="store_true", help="one snapshot as JSON")
+    parser.add_argument("--plain", action="store_true", help="one plain snapshot, as in a pipe")
+    parser.add_argument("--interval", type=float, default=0.5, metavar="S", help="seconds between two looks (0.5)")
+    args = parser.parse_args(argv)
+    run = runs.find(runs.root(), args.run)
+    read = reader(run)
+    if args.json:
+        from monitoring.terminal.plain import to_json
+
+        print(json.dumps(to_json(read())))
+    elif args.plain or not sys.stdout.isatty():
+        from monitoring.terminal.plain import plain
+
+        print(plain(read()))
+    else:
+        from monitoring.terminal.watch import watch
+
+        watch(read, interval=args.interval, until_done=False)
+    return 0
+
+
+def until_ended(run: Run) -> int:
+    """The live view of a run just submitted, until it has ended, then its summary. Returns its outcome."""
+    from hpc.waiting import outcome, wait
+    from monitoring.terminal.plain import summary
+
+    read = reader(run)
+    if sys.stdout.isatty():
+        from monitoring.terminal.watch import watch
+
+        watch(read, interval=0.5, until_done=True)
+    else:
+        wait(run)
+    code = outcome(run)
+    if code is None:
+        print(f"the run goes on; look again with: hpc watch {run.id}")
+        return 0
+    print(summary(read()))
+    return code
+
+
+def reader(run: Run) -> Callable[[], Snapshot]:
+    """What reads the run anew at each call: its records' new bytes, and Slurm every few seconds."""
+    from hpc.queue import states
+    from monitoring.snapshot import Reader
+
+    source = Reader(run.folder)
+    last_look = -ASK_SLURM_EVERY
+    job = None
+
+    def read() -> Snapshot:
+        nonlocal last_look, job
+        now = time.monotonic()
+        if now - last_look >= ASK_SLURM_EVERY:
+            last_look, job = now, states([run]).get(run.folder)
+        return source.read(job)
+
+    return read

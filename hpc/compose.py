@@ -1,0 +1,185 @@
+"""Hydra and the typed tree: registers the schemas, composes a request, and says in words what is wrong with one."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hpc.config import JOBS, Cluster, Config
+from hpc.errors import Refused
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+CONFIG_NAME = "config"
+
+
+def register() -> None:
+    """Tell Hydra the dataclasses that everything in ``conf/`` is checked against."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for kind, schema in JOBS.items():
+        store.store(group="job", name=f"{kind}_schema", node=schema)
+
+
+def compose(overrides: list[str]) -> Config:
+    """Compose ``conf/`` with overrides, outside of ``hpc submit``.
+
+    Raises:
+        Refused: for a mistake in the overrides or in a YAML file.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    register()
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            return typed(hydra_compose(CONFIG_NAME, overrides))
+    except Exception as error:
+        raise refused(error) from error
+
+
+def cluster(overrides: list[str]) -> Cluster:
+    """The cluster that overrides such as ``cluster=noctua2`` choose; a word without "=" is refused."""
+    return compose(overrides).cluster
+
+
+def typed(config: Any) -> Config:
+    """A composed configuration as dataclasses, interpolations resolved, "hydra" left out.
+
+    Raises:
+        Refused: where a mandatory value is missing or an interpolation cannot be resolved.
+    """
+    from omegaconf import OmegaConf
+
+    OmegaConf.resolve(config)
+    missing = sorted(k for k in OmegaConf.missing_keys(config) if not k.startswith("hydra"))
+    if missing:
+        raise Refused(f"no value for {', '.join(missing)}. Try: {missing[0]}=VALUE")
+    value = OmegaConf.to_object(config)
+    assert isinstance(value, Config), type(value)
+    return value
+
+
+def refused(error: BaseException) -> BaseException:
+    """A composition error of Hydra or OmegaConf as ``Refused``; anything else as it is."""
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, OverrideParseException):
+        return Refused(
+            f"cannot read the override {error.override!r}: {_first_line(error)}\n"
+            "Overrides look like group=name or path.to.value=1; quote what holds spaces or brackets."
+        )
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return Refused(_missing_choice(str(error.missing_cfg_file), list(error.options or [])))
+    cause = _find(error, OmegaConfBaseException)
+    if cause is not None:
+        return Refused(_ill_typed(cause))
+    if isinstance(error, HydraException):
+        return Refused(_unknown_override(str(error)))
+    return error
+
+
+def _find(error: BaseException | None, kind: type[BaseException]) -> Any:
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _missing_choice(file: str, options: list[str]) -> str:
+    group, _, name = file.rpartition("/")
+    options = sorted(o for o in options if not o.endswith("_schema"))
+    text = f"{group}={name}: there is no conf/{file}.yaml" if group else f"there is no configuration {file!r}"
+    if options:
+        text += f". Allowed: {', '.join(options)}"
+        near = difflib.get_close_matches(name, options, 1, 0.4)
+        if near:
+            text += f". Try: {group}={near[0]}"
+    return text
+
+
+def _unknown_override(message: str) -> str:
+    """For Hydra's "Could not override 'clustr'" and the like: add the nearest group or value."""
+    lines = [line for line in message.strip().splitlines() if line.strip()]
+    text = lines[0]
+    named = re.search(r"override '([^'@]+)'", text)
+    if named:
+        given = named.group(1)
+        known = sorted(p.name for p in CONF.iterdir() if p.is_dir() and not p.name.startswith("_"))
+        text = f"unknown override {given!r}. Groups: {', '.join(known)}"
+        near = difflib.get_close_matches(given, [*known, *(path for path, _ in paths())], 1, 0.5)
+        if near:
+            text += f". Nearest: {near[0]}"
+    return text
+
+
+def _ill_typed(error: Any) -> str:
+    """One line for a key or value that the dataclasses do not allow: full path, allowed values, nearest name."""
+    path = str(error.full_key or error.key or "")
+    message = _first_line(error)
+    parent = path.rpartition(".")[0]
+    if "not in" in message and "Key" in message:
+        siblings = _fields_at(parent, getattr(error, "object_type", None))
+        text = f"{path}: there is no such key"
+        if siblings:
+            text += f". Allowed{f' in {parent}' if parent else ''}: {', '.join(siblings)}"
+        name = path.rpartition(".")[2]
+        near = difflib.get_close_matches(name, siblings, 1, 0.5)
+        if near:
+            text += f". Nearest: {parent + '.' if parent else ''}{near[0]}"
+        else:
+            elsewhere = [p for p, _ in paths() if p.rpartition(".")[2] == name] or difflib.get_close_matches(
+                path, [p for p, _ in paths()], 1, 0.6
+            )
+            text += f". Nearest: {elsewhere[0]}" if elsewhere else ""
+        return text
+    kind = dict(paths()).get(path)
+    text = f"{path}: {message[0].lower()}{message[1:]}" if path else message
+    return f"{text}. Allowed: {describe(kind)}" if kind is not None and "expected one of" not in text else text
+
+
+def _fields_at(parent: str, owner: Any) -> list[str]:
+    if dataclasses.is_dataclass(owner):
+        return [f.name for f in dataclasses.fields(owner)]
+    prefix = f"{parent}." if parent else ""
+    return sorted({p[len(prefix) :].split(".")[0] for p, _ in paths() if p.startswith(prefix)})
+
+
+def describe(kind: Any) -> str:
+    """A field's type in words a person can type a value from."""
+    args = [a for a in typing.get_args(kind) if a is not type(None)]
+    if type(None) in typing.get_args(kind):
+        return f"{describe(args[0])} or null"
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return ", ".join(member.name for member in kind)
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if typing.get_origin(kind) is list:
+        return f"a list [..] of {describe(args[0])}"
+    if typing.get_origin(kind) is dict:
+        return "a mapping {key: value}"
+    return words.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def paths(schema: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every path of the tree with its type, such as ("optim.lr", float). All kinds of job count for "job"."""
+    hints = typing.get_type_hints(schema)
+    for name, kind in hints.items():
+        inner = [a for a in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(a)]
+        if name == "job" and not prefix:
+            inner = list(JOBS.values())
+        yield prefix + name, kind
+        if typing.get_origin(kind) is dict:
+            continue
+        for part in inner:
+            yield from paths(typing.cast(type, part), f"{prefix}{name}.")

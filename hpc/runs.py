@@ -1,0 +1,263 @@
+"""The run folder: its names, and the few ways to write into it so that nothing is ever half there.
+
+Names inside an attempt's records are spelled in ``monitoring/layout.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpc.errors import Failed, Refused
+
+if TYPE_CHECKING:
+    from hpc.config import Config
+
+# Inside attempts/<k>/, beside the records.
+ADDRESS = "address.json"  # where rank 0 listens
+READY = "READY"  # all ranks joined and handle the stop signals
+REFUSED = "REFUSED"  # a rank found a mistake in the request: no further attempt would do better
+ATTEMPT = "attempt.json"  # who runs the attempt, how it ended
+
+# A run's name becomes a folder, a job name and a part of log lines.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut."""
+    tmp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with tmp.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        tmp.replace(path)
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``write_text`` of a JSON document."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON document, or None where there is none (yet) or it cannot be read as one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside ``folder`` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One effort in one folder, over as many Slurm jobs as it needs."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.parent.name
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config.yaml"
+
+    @property
+    def overrides_file(self) -> Path:
+        return self.folder / "overrides.yaml"
+
+    @property
+    def manifest_file(self) -> Path:
+        return self.folder / "manifest.json"
+
+    @property
+    def patch_file(self) -> Path:
+        return self.folder / "dirty.patch"
+
+    @property
+    def code(self) -> Path:
+        return self.folder / "code"
+
+    @property
+    def script(self) -> Path:
+        return self.folder / "submit.sh"
+
+    @property
+    def pickle(self) -> Path:
+        return self.folder / "entry.pkl"
+
+    @property
+    def log(self) -> Path:
+        """What the supervisor printed, all attempts, appended."""
+        return self.folder / "job.log"
+
+    @property
+    def attempts(self) -> Path:
+        return self.folder / "attempts"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def sample(self) -> Path:
+        return self.folder / "sample.txt"
+
+    @property
+    def state_file(self) -> Path:
+        return self.folder / "state.json"
+
+    @property
+    def finished_file(self) -> Path:
+        return self.folder / "FINISHED"
+
+    @property
+    def cancel_file(self) -> Path:
+        return self.folder / "CANCEL"
+
+    @property
+    def finished(self) -> bool:
+        """The work is done. Only this file says so, never Slurm's COMPLETED."""
+        return self.finished_file.exists()
+
+    @property
+    def cancelled(self) -> bool:
+        return self.cancel_file.exists()
+
+    def state(self) -> dict[str, Any]:
+        """What state.json says: state, reason, job_id, cluster, emulated, updated."""
+        return read_json(self.state_file) or {}
+
+    def set_state(self, state: str, **fields: Any) -> None:
+        """Replace state.json; fields that are not given keep their values.
+
+        Args:
+            state: queued, running, requeued, finished, failed or cancelled.
+        """
+        old = self.state()
+        write_json(self.state_file, {**old, **fields, "state": state, "updated": time.time()})
+
+    @property
+    def job_id(self) -> str | None:
+        """The newest job: as the supervisor said, or before it ran, as the submitting command did."""
+        return self.state().get("job_id") or (read_json(self.manifest_file) or {}).get("job_id")
+
+    def config(self) -> Config:
+        """The resolved configuration that was submitted."""
+        return load_config(self.folder)
+
+
+def load_config(folder: Path) -> Config:
+    """The resolved configuration of the run in ``folder``, as typed dataclasses.
+
+    Raises:
+        Refused: if ``folder`` is no run folder, or was written by another version.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from hpc.config import Config, job_schema
+
+    file = Run(folder).config_file
+    if not file.is_file():
+        raise Refused(f"{folder} is no run folder: it has no config.yaml. Runs are listed by: hpc status")
+    try:
+        given = OmegaConf.load(file)
+        schema = OmegaConf.structured(Config)
+        schema.job = OmegaConf.structured(job_schema(str(OmegaConf.select(given, "job._target_"))))
+        config = OmegaConf.to_object(OmegaConf.merge(schema, given))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise Refused(f"{file} is not a configuration of this version of hpc: {error}") from error
+    assert isinstance(config, Config)
+    return config
+
+
+def mark_finished(folder: Path, **summary: Any) -> None:
+    """Write the marker that ends the run; ``summary`` is kept in it (step, tokens, losses ...)."""
+    write_json(Run(folder).finished_file, {**summary, "finished": time.time()})
+
+
+def new_id(now: float | None = None) -> str:
+    """A run id that sorts by time and does not collide: 20260131-235959-1f2e."""
+    return time.strftime("%Y%m%d-%H%M%S", time.localtime(now)) + "-" + secrets.token_hex(2)
+
+
+def every(root: Path) -> Iterator[Run]:
+    """All runs under ``root``, newest first."""
+    found = [Run(file.parent) for file in root.glob("*/*/config.yaml") if not file.parent.name.startswith(".")]
+    yield from sorted(found, key=lambda run: run.id, reverse=True)
+
+
+def find(root: Path, text: str) -> Run:
+    """The run that a person means by ``text``: a folder, an id or its beginning, a name (its newest), or "last".
+
+    Raises:
+        Refused: if there is none, or several ids begin with ``text``.
+    """
+    path = Path(text)
+    if Run(path).config_file.is_file():
+        return Run(path.resolve())
+    runs = list(every(root))
+    if text in ("last", "latest") and runs:
+        return runs[0]
+    by_id = [run for run in runs if run.id.startswith(text) or f"{run.name}/{run.id}".startswith(text)]
+    exact = [run for run in runs if text in (run.id, f"{run.name}/{run.id}")]
+    by_name = [run for run in runs if run.name == text]
+    if exact or by_name:
+        return (exact or by_name)[0]
+    if len(by_id) == 1:
+        return by_id[0]
+    if by_id:
+        several = ", ".join(run.id for run in by_id[:5])
+        raise Refused(f"{text!r} begins the ids of {len(by_id)} runs: {several}. Type more of the id.")
+    import difflib
+
+    known = [run.id for run in runs] + sorted({run.name for run in runs})
+    near = difflib.get_close_matches(text, known, 1, 0.5)
+    hint = f"Nearest: {near[0]}." if near else "Runs are listed by: hpc status"
+    raise Refused(f"no run {text!r} under {root.resolve()}. {hint}")
+
+
+def root() -> Path:
+    """Where runs are looked for when only a name or an id is given: $HPC_RUNS, or ./runs."""
+    return Path(os.environ.get("HPC_RUNS", "runs"))
+
+
+def disk_failure(error: OSError, doing: str) -> Failed:
+    """An OSError as something a person can act on."""
+    import errno
+
+    why = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the quota is used up",
+        errno.EROFS: "the file system is read-only",
+        errno.EACCES: "permission is denied",
+    }.get(error.errno or 0, error.strerror or str(error))
+    where = f" at {error.filename}" if error.filename else ""
+    return Failed(
+        f"could not {doing}{where}: {why}. Free space there, or choose another place with cluster.runs=DIR or $HPC_RUNS."
+    )

@@ -1,0 +1,143 @@
+"""What the sbatch script says. Pure: the same request renders to the same text, with or without a Slurm."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from hpc import attempt
+from hpc.config import Cluster, Config, Container, GpuRequest
+from hpc.request import Request, clock
+from hpc.runs import Run
+
+
+def directives(config: Config, request: Request, folder: Path) -> dict[str, str | None]:
+    """The #SBATCH options; None for one without a value."""
+    cluster, job = config.cluster, config.job
+    options: dict[str, str | None] = {
+        "job-name": config.name,
+        "chdir": str(folder),
+        "output": "job.log",
+        "open-mode": "append",
+        "requeue": None,
+        "signal": f"B:USR2@{request.grace}",
+        "partition": request.partition,
+        "nodes": str(request.nodes),
+        "ntasks-per-node": str(request.ranks_per_node),
+        "cpus-per-task": str(request.cpus_per_rank),
+        # Without --mem a site's default may give one job the whole node, or far too little.
+        "mem": f"{job.memory_gb}G" if job.memory_gb else "0",
+    }
+    if not math.isinf(request.time):
+        options["time"] = clock(request.time)
+    if request.gpus_per_node and cluster.gpu_request is not GpuRequest.none:
+        kind = f"{request.node.gpu_type}:" if request.node.gpu_type else ""
+        if cluster.gpu_request is GpuRequest.gres:
+            options["gres"] = f"gpu:{kind}{request.gpus_per_node}"
+        else:
+            options["gpus-per-node"] = f"{kind}{request.gpus_per_node}"
+    if cluster.exclusive:
+        options["exclusive"] = None
+    for name in ("account", "qos", "reservation"):
+        value = getattr(job, name) or getattr(cluster, name)
+        if value:
+            options[name] = value
+    for name in ("constraint", "exclude"):
+        if getattr(job, name):
+            options[name] = getattr(job, name)
+    return options
+
+
+def render(config: Config, request: Request, folder: Path, *, emulated: bool = False) -> str:
+    """The whole script: directives sorted, environment, and the supervisor in place of the shell."""
+    lines = ["#!/bin/bash"]
+    for name, value in sorted(directives(config, request, folder).items()):
+        lines.append(f"#SBATCH --{name}" + ("" if value is None else f"={_directive(value)}"))
+    lines += ["", *_environment(config.cluster, emulated), f"export PYTHONPATH={shlex.quote(str(Run(folder).code))}"]
+    # Ignored until the supervisor handles it: by default it would kill the shell or a starting Python.
+    lines.append("trap '' USR2")
+    # -P: nothing is imported from the working directory. exec: signals reach the supervisor itself.
+    python = shlex.quote(interpreter(config.cluster))
+    lines.append(f"exec {python} -P -u -m hpc.supervise {shlex.quote(str(folder))}")
+    return "\n".join(lines) + "\n"
+
+
+def _directive(value: str) -> str:
+    """Slurm reads a directive's value up to a space unless it is quoted."""
+    if any(c in value for c in " \t'\"\\#"):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return value
+
+
+def _environment(cluster: Cluster, emulated: bool) -> Iterator[str]:
+    if emulated:
+        yield "# EMULATED: no modules, and all nodes are this machine"
+        yield f"export {attempt.EMULATED}=1"
+    else:
+        for module in cluster.modules:
+            yield f"module load {shlex.quote(module)}"
+    for name, value in sorted(cluster.environment.items()):
+        yield f"export {name}={shlex.quote(value)}"
+    for name, value in interfaces(cluster, emulated=emulated).items():
+        yield f"export {name}={shlex.quote(value)}"
+
+
+def interfaces(cluster: Cluster, *, emulated: bool) -> dict[str, str]:
+    """Which network gloo and NCCL are told to talk over."""
+    interface = "lo" if emulated else cluster.rendezvous.interface
+    return {f"{library}_SOCKET_IFNAME": interface for library in ("GLOO", "NCCL")} if interface else {}
+
+
+def interpreter(cluster: Cluster) -> str:
+    """The Python of the compute nodes: the described one, or the one that submits."""
+    return cluster.python or sys.executable
+
+
+def rank_command(config: Config, folder: Path) -> list[str]:
+    """What starts one rank: submitit's entry, inside the cluster's container if it has one."""
+    cluster = config.cluster
+    python = [interpreter(cluster), "-P", "-u", "-m", "submitit.core._submit", str(folder)]
+    # USR2 kills a process that does not handle it yet; an ignored signal stays ignored across exec, and the
+    # rank installs its handler when it is ready.
+    shielded = ["/bin/sh", "-c", 'trap "" USR2; exec "$@"', "rank", *python]
+    container = cluster.container
+    if container.runtime is Container.apptainer:
+        binds = [word for mount in [str(folder), *container.mounts] for word in ("--bind", mount)]
+        return ["apptainer", "exec", "--nv", *binds, str(container.image), *shielded]
+    return shielded
+
+
+def step_options(config: Config, request: Request, attempt_folder: Path) -> list[str]:
+    """The words between ``srun`` and a rank's command.
+
+    --cpus-per-task is said again because steps have not inherited it since Slurm 22.05; --kill-on-bad-exit ends
+    the other ranks when one fails, which would wait in a collective for ever.
+    """
+    options = [
+        f"--nodes={request.nodes}",
+        f"--ntasks={request.world_size}",
+        f"--ntasks-per-node={request.ranks_per_node}",
+        f"--cpus-per-task={request.cpus_per_rank}",
+        "--distribution=block",
+        "--export=ALL",
+        "--input=none",
+        "--kill-on-bad-exit=1",
+        "--wait=60",
+        "--unbuffered",
+        "--open-mode=append",
+        f"--output={_pattern(attempt_folder)}/rank-%t.log",
+    ]
+    container = config.cluster.container
+    if container.runtime is Container.pyxis:
+        options.append(f"--container-image={container.image}")
+        if container.mounts:
+            options.append(f"--container-mounts={','.join(container.mounts)}")
+    return options
+
+
+def _pattern(path: Path) -> str:
+    """A path in which Slurm must not find replacement symbols."""
+    return str(path).replace("\\", "\\\\").replace("%", "%%")

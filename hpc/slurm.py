@@ -1,0 +1,228 @@
+"""The only file that starts a Slurm program. Text output only: the JSON differs between versions."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from hpc.errors import Failed
+
+TIMEOUT = 30.0  # seconds for one answer
+
+
+class SlurmError(Failed):
+    """Slurm refused or did not answer."""
+
+    def __init__(self, message: str, stderr: str = "") -> None:
+        super().__init__(message)
+        self.stderr = stderr
+
+
+def available() -> bool:
+    """Whether this machine has Slurm's client programs."""
+    return shutil.which("sbatch") is not None
+
+
+def clean_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Without what an enclosing job left behind: a job submitted from inside another must not inherit its shape."""
+    leftover = re.compile(r"(SLURM|SLURMD|SRUN|SBATCH|SUBMITIT|HPC_RANK|HPC_LOCAL|HPC_WORLD|HPC_NODE|PMI|PMIX)(_.*)?$")
+    keep = {"SLURM_CONF"}
+    return {k: v for k, v in environment.items() if k in keep or not leftover.match(k)}
+
+
+def call(
+    argv: list[str], *, environment: Mapping[str, str] | None = None, timeout: float = TIMEOUT, cwd: Path | None = None
+) -> str:
+    """Run one of Slurm's programs and return what it printed.
+
+    Raises:
+        SlurmError: if it is not there, fails, or does not answer within ``timeout`` seconds.
+    """
+    env = None if environment is None else {**os.environ, **environment}
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=timeout, env=env, cwd=cwd, stdin=subprocess.DEVNULL
+        )
+    except FileNotFoundError:
+        raise SlurmError(
+            f"{argv[0]} is not installed here. Submit from a login node of the cluster, start an emulated one "
+            "with `hpc emulate up cluster=NAME`, or run on this machine with cluster=local."
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{argv[0]} did not answer within {timeout:.0f} s") from None
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").replace("\n", "; ")
+        raise SlurmError(f"{argv[0]}: {said}", done.stderr)
+    return done.stdout
+
+
+def sbatch(script: Path, environment: Mapping[str, str] | None = None, *options: str) -> str:
+    """Submit a script and return the job id."""
+    env = clean_environment({**os.environ, **(environment or {})})
+    try:
+        done = subprocess.run(
+            ["sbatch", "--parsable", *options, str(script)],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            env=env,
+            stdin=subprocess.DEVNULL,
+        )
+    except FileNotFoundError:
+        raise SlurmError(
+            "sbatch is not installed here. Submit from a login node of the cluster, start an emulated one "
+            "with `hpc emulate up cluster=NAME`, or run on this machine with cluster=local."
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"sbatch did not answer within {TIMEOUT:.0f} s; look with squeue before trying again") from None
+    if done.returncode:
+        raise SlurmError(f"sbatch: {done.stderr.strip() or done.stdout.strip()}", done.stderr)
+    return done.stdout.strip().split(";")[0]
+
+
+@dataclass(frozen=True)
+class QueueRow:
+    """One job as squeue tells it. Each field's metadata is the letter that squeue knows it by."""
+
+    job_id: str  # %i, array-safe
+    state: str  # %T
+    reason: str  # %r
+    name: str  # %j
+    partition: str  # %P
+    nodes: int  # %D
+    node_list: str  # %N
+    submitted: str  # %V
+    started: str  # %S: start, or expected start while pending
+    ends: str  # %e
+    user: str  # %u
+
+
+_LETTERS = dict(zip((f.name for f in fields(QueueRow)), "i T r j P D N V S e u".split(), strict=True))
+_SEPARATOR = "\x1f"
+
+
+def queue_row(line: str) -> QueueRow:
+    """Parse one line that squeue printed with ``queue_format``.
+
+    Raises:
+        ValueError: if it has another number of fields.
+    """
+    parts = line.split(_SEPARATOR)
+    values = dict(zip(_LETTERS, parts, strict=True))
+    return QueueRow(**{**values, "nodes": int(values["nodes"] or 0)})  # pyright: ignore[reportArgumentType]
+
+
+def queue_format() -> str:
+    """The -o argument of squeue that ``queue_row`` reads; the separator cannot occur in a name."""
+    return _SEPARATOR.join(f"%{letter}" for letter in _LETTERS.values())
+
+
+def queue(
+    job_ids: Iterable[str] | None = None, environment: Mapping[str, str] | None = None, timeout: float = TIMEOUT
+) -> dict[str, QueueRow]:
+    """The queue, by job id: of the given jobs, or all of this user's. One squeue.
+
+    Raises:
+        SlurmError: if Slurm does not answer. Silence never reads as "nothing is queued".
+    """
+    argv = ["squeue", "--noheader", "--array", "-t", "all", "-o", queue_format()]
+    wanted = None if job_ids is None else list(job_ids)
+    argv += ["--me"] if wanted is None else ["--jobs", ",".join(wanted)]
+    try:
+        text = call(argv, environment={"SLURM_BITSTR_LEN": "1024", **(environment or {})}, timeout=timeout)
+    except SlurmError as error:
+        if "Invalid job id" in error.stderr:  # squeue's answer for one single job that it no longer knows
+            return {}
+        raise
+    rows = [queue_row(line) for line in text.splitlines() if line.strip()]
+    return {row.job_id: row for row in rows}
+
+
+def unix(text: str) -> float | None:
+    """A time as Slurm prints it (2026-01-31T12:00:00, local time) in seconds since 1970; None for N/A, Unknown."""
+    try:
+        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return None
+
+
+GONE = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED"}
+
+
+def in_queue(job_id: str, environment: Mapping[str, str] | None = None) -> str | None:
+    """The state of a job that still waits, runs or may run again; None if Slurm has let go of it.
+
+    Raises:
+        SlurmError: if Slurm does not answer.
+    """
+    row = queue([job_id], environment).get(job_id)
+    return None if row is None or row.state in GONE else row.state
+
+
+def job(job_id: str, environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What ``scontrol show job`` says, as key -> value. Values with spaces are cut at the space (not used here)."""
+    text = call(["scontrol", "show", "job", "-o", job_id], environment=environment)
+    return dict(re.findall(r"(?:^|\s)([A-Za-z_/:]+)=(\S*)", text))
+
+
+def node_address(node: str) -> str:
+    """The address Slurm itself reaches a node by; names of nodes need not resolve."""
+    text = call(["scontrol", "show", "node", "-o", node])
+    match = re.search(r"\bNodeAddr=(\S+)", text)
+    if not match:
+        raise SlurmError(f"scontrol names no NodeAddr for node {node}")
+    return match.group(1)
+
+
+def hostnames(expression: str) -> list[str]:
+    """n[1-3] -> n1, n2, n3. Local, no question to the controller."""
+    return call(["scontrol", "show", "hostnames", expression]).split()
+
+
+def requeue(job_id: str) -> bool:
+    """Put a job back into the queue; False if Slurm already did, or it is being done.
+
+    Args:
+        job_id: array-safe, A_T for a task of an array: A alone would requeue every task.
+
+    Raises:
+        SlurmError: if the site does not allow it.
+    """
+    try:
+        call(["scontrol", "requeue", job_id])
+    except SlurmError as error:
+        if "disabled" in error.stderr or "denied" in error.stderr:
+            raise
+        return False
+    return True
+
+
+def start_at(job_id: str, in_seconds: int) -> None:
+    """Give a requeued job a start in the near future, in place of Slurm's hold of two minutes."""
+    call(["scontrol", "update", f"JobId={job_id}", f"StartTime=now+{in_seconds}"])
+
+
+def signal_batch(job_id: str, name: str, environment: Mapping[str, str] | None = None) -> None:
+    """Send a signal to the supervisor alone."""
+    call(["scancel", "--batch", f"--signal={name}", job_id], environment=environment)
+
+
+def cancel(job_id: str, environment: Mapping[str, str] | None = None) -> None:
+    """End a job, waiting or running."""
+    call(["scancel", job_id], environment=environment)
+
+
+def cluster_name(environment: Mapping[str, str] | None = None) -> str | None:
+    """ClusterName of the controller that answers here; None if none answers."""
+    try:
+        text = call(["scontrol", "show", "config"], environment=environment, timeout=10)
+    except SlurmError:
+        return None
+    match = re.search(r"^ClusterName\s*=\s*(\S+)", text, re.MULTILINE)
+    return match.group(1) if match else None

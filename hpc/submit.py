@@ -1,0 +1,131 @@
+"""From a composed configuration to a dispatched run: check, write the run folder, hand it to the executor."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from hpc import attempt, check, script, slurm
+from hpc.config import Config, Launcher
+from hpc.errors import Failed, Refused
+from hpc.request import Request, resolve
+from hpc.runs import Run, disk_failure, new_id, read_json, sync_folder, write_json, write_text
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked request with the place it goes to."""
+
+    config: Config
+    request: Request
+    environment: dict[str, str]  # beside the caller's: which Slurm is spoken to
+    emulated: bool
+
+
+def plan(config: Config) -> Plan:
+    """Check a request against its cluster. Writes nothing.
+
+    Raises:
+        Refused: with every problem that was found, one a line.
+    """
+    _absolute(config)
+    request = resolve(config)
+    environment, emulated = target(config.cluster.name, config.cluster.launcher)
+    problems = check.problems(config, request)
+    if not problems and (emulated or config.cluster.launcher is Launcher.local):
+        problems = check.fits_here(config, request, psutil.virtual_memory().available / 2**30)
+    if problems:
+        raise Refused("\n".join(str(problem) for problem in problems))
+    return Plan(config, request, environment, emulated)
+
+
+def target(cluster: str, launcher: Launcher) -> tuple[dict[str, str], bool]:
+    """Which Slurm a cluster's jobs go to: (environment, emulated)."""
+    if launcher is Launcher.local:
+        return {}, False
+    from hpc import emulate
+
+    emulation = emulate.find(cluster)
+    if emulation is None:
+        return {}, False
+    return {**emulation.environment, attempt.EMULATED: "1"}, True
+
+
+def render(plan: Plan, folder: Path | None = None) -> str:
+    """The exact script that ``dispatch`` would submit; the run's id is not taken yet."""
+    folder = folder or Path(plan.config.cluster.runs) / plan.config.name / "RUN_ID"
+    return script.render(plan.config, plan.request, folder, emulated=plan.emulated)
+
+
+def dispatch(plan: Plan, typed: list[str]) -> Run:
+    """Write the run folder and hand it to the cluster.
+
+    Raises:
+        Failed: if the folder cannot be written or Slurm does not take the job; then no folder is left.
+    """
+    config = plan.config
+    if config.cluster.launcher is Launcher.slurm and not slurm.available():
+        raise Failed(
+            f"cluster={config.cluster.name} is reached through sbatch, which is not installed here. Submit from its "
+            f"login node, rehearse with `hpc emulate up cluster={config.cluster.name}`, or use cluster=local."
+        )
+    parent = Path(config.cluster.runs) / config.name
+    name = new_id()
+    tmp, folder = parent / f".{name}.tmp", parent / name
+    try:
+        tmp.mkdir(parents=True)
+        _write(Run(tmp), plan, typed)
+        tmp.rename(folder)
+        sync_folder(parent)
+    except OSError as error:
+        shutil.rmtree(tmp, ignore_errors=True)
+        raise disk_failure(error, "write the run folder") from error
+    run = Run(folder)
+    try:
+        job_id = _hand_over(run, plan)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise disk_failure(error, "dispatch the run") from error
+        raise
+    # The state is the supervisor's from here on; it may be running already.
+    write_json(run.manifest_file, {**(read_json(run.manifest_file) or {}), "job_id": job_id})
+    return run
+
+
+def _write(run: Run, plan: Plan, typed: list[str]) -> None:
+    from omegaconf import OmegaConf
+
+    from hpc import provenance
+
+    write_text(run.overrides_file, OmegaConf.to_yaml(OmegaConf.create(typed)))
+    patch = provenance.dirty_patch()
+    if patch:
+        write_text(run.patch_file, patch)
+    write_json(run.manifest_file, provenance.manifest(typed, plan.config.cluster.name, emulated=plan.emulated))
+    provenance.snapshot(run.code)
+    run.attempts.mkdir()
+    run.checkpoints.mkdir()
+    run.set_state("queued", cluster=plan.config.cluster.name, emulated=plan.emulated, reason="")
+    write_text(run.config_file, OmegaConf.to_yaml(OmegaConf.structured(plan.config)))
+
+
+def _hand_over(run: Run, plan: Plan) -> str:
+    from hpc.executor import LocalRunExecutor, SlurmRunExecutor
+
+    if plan.config.cluster.launcher is Launcher.local:
+        executor = LocalRunExecutor(run.folder, plan.config, plan.request)
+    else:
+        executor = SlurmRunExecutor(run.folder, plan.config, plan.request, plan.environment)
+    return executor.submit(attempt.start, str(run.folder)).job_id
+
+
+def _absolute(config: Config) -> None:
+    """Paths mean the folder they were typed in; on a compute node there is another."""
+    config.cluster.runs = os.path.abspath(Path(config.cluster.runs).expanduser())  # noqa: PTH100 (keeps links)
+    config.cluster.data = os.path.abspath(Path(config.cluster.data).expanduser())  # noqa: PTH100
+    config.data.path = os.path.abspath(Path(config.data.path).expanduser())  # noqa: PTH100

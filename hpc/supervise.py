@@ -1,0 +1,287 @@
+"""The batch process: starts the ranks, takes the signals and the deadline, and decides what follows an end.
+
+It runs in place of the batch shell, so that ``--signal=B:USR2@grace`` reaches it and no signal falls between two
+steps. It does not touch the training state: ranks save together when they are asked to stop, and a run is
+finished only when its FINISHED marker says so.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from hpc import allocation as allocations
+from hpc import attempt, ledger
+from hpc.allocation import Allocation, Ranks
+from hpc.config import Config
+from hpc.errors import Failed, Refused
+from hpc.ledger import Record
+from hpc.request import resolve
+from hpc.requeue import Action, Cause, Decision, decide
+from hpc.runs import READY, REFUSED, Run
+
+POLL = 0.1  # seconds between two looks at the ranks
+REPEAT = 3.0  # seconds after which a stop is forwarded again: signals to steps do get lost
+TERM_PATIENCE = 24.0  # seconds for ranks to save after SIGTERM, of the 30 that Slurm's KillWait gives
+
+
+class Supervisor:
+    """One batch process over one or more attempts."""
+
+    def __init__(self, run: Run, config: Config, allocation: Allocation) -> None:
+        self.run = run
+        self.config = config
+        self.allocation = allocation
+        self.request = resolve(config)
+        self.asked: tuple[str, float] | None = None  # reason, monotonic time
+
+    # -- signals -------------------------------------------------------------------------------------------------
+
+    def install_signals(self) -> None:
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGCONT, signal.SIG_IGN)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        name = signal.Signals(number).name
+        if self.asked is None or (name == "SIGTERM" and self.asked[0] != "SIGTERM"):
+            self.asked = (name, time.monotonic())
+
+    def _stop_asked(self) -> tuple[str, float] | None:
+        if self.asked is None and time.time() >= self.deadline:
+            self.asked = ("deadline", time.monotonic())
+        return self.asked
+
+    @property
+    def deadline(self) -> float:
+        """Unix time at which ranks are asked to stop even if no signal came."""
+        return self.allocation.ends - self.request.grace
+
+    # -- attempts ------------------------------------------------------------------------------------------------
+
+    def main(self) -> int:
+        """Run attempts until the run is over, or the job was queued again. Returns the exit status."""
+        self.install_signals()
+        while True:
+            if self.run.finished:
+                say("the run is finished")
+                return 0
+            if self.run.cancelled:
+                self._conclude(Decision(Action.end, "cancelled"))
+                return 0
+            try:
+                record = ledger.take(
+                    self.run, self._new_record, lambda past: self.allocation.owner_lives(self.run, past)
+                )
+            except ledger.Held as held:
+                say(f"refused: {held}. This job ends; the run goes on there. Cancel that job first: hpc cancel {self.run.id}")
+                return 3
+            self._settle_predecessor(record)
+            decision = self._attempt(record)
+            if decision.action is Action.requeue and self._requeue():
+                return 0
+            if decision.action in (Action.end, Action.stop):
+                self._conclude(decision)
+                return 0 if decision.action is Action.end else 1
+            time.sleep(1.0)
+
+    def _new_record(self, number: int) -> Record:
+        return Record(
+            number=number,
+            job_id=self.allocation.job_id,
+            restart_count=self.allocation.restart_count,
+            cluster=self.config.cluster.name,
+            emulated=os.environ.get(attempt.EMULATED) == "1",
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            nodes=self.allocation.nodes,
+            world_size=self.request.world_size,
+            began=time.time(),
+        )
+
+    def _settle_predecessor(self, record: Record) -> None:
+        """An attempt whose supervisor died with it could not say how it ended; the next one says so for it."""
+        past = ledger.history(self.run)
+        if len(past) < 2 or past[-2].ended is not None:
+            return
+        last = past[-2]
+        if last.job_id == record.job_id and record.restart_count > last.restart_count:
+            cause, evidence = Cause.node_failure, "Slurm started the job again without a notice to the attempt"
+        else:
+            cause, evidence = Cause.crash, "the supervisor ended without a word"
+        ended = record.began - ledger.silent_for(self.run, last)
+        ledger.update(
+            self.run,
+            last.number,
+            ended=max(last.began, ended),
+            cause=cause.value,
+            evidence=evidence,
+            action="requeue",
+            step=self._reached(last.number),
+        )
+        say(f"attempt {last.number} ended by {cause.value}: {evidence}")
+
+    def _attempt(self, record: Record) -> Decision:
+        say(
+            f"attempt {record.number}: job {record.job_id}, restart {record.restart_count}, "
+            f"{record.world_size} ranks on {', '.join(record.nodes)}"
+        )
+        self.run.set_state("running", job_id=record.job_id, attempt=record.number, reason="")
+        ranks = self.allocation.start(ledger.folder(self.run, record.number), self._rank_environment(record))
+        code = self._watch(ranks, record)
+        cause, evidence = self._cause(record, code)
+        ledger.update(
+            self.run,
+            record.number,
+            ended=time.time(),
+            cause=cause.value,
+            evidence=evidence,
+            exit_code=code,
+            step=self._reached(record.number),
+        )
+        decision = decide(
+            ledger.history(self.run),
+            max_fruitless=self.config.job.max_fruitless,
+            seconds_left=self.allocation.ends - time.time(),
+            grace=self.request.grace,
+        )
+        ledger.update(self.run, record.number, action=decision.action.value)
+        say(f"attempt {record.number} ended by {cause.value} ({evidence}); next: {decision.action.value}")
+        return decision
+
+    def _rank_environment(self, record: Record) -> dict[str, str]:
+        env = {
+            attempt.RUN: str(self.run.folder),
+            attempt.ATTEMPT: str(record.number),
+            attempt.JOB_ID: record.job_id,
+            attempt.RANKS_PER_NODE: str(self.request.ranks_per_node),
+            attempt.EMULATED: "1" if record.emulated else "",
+            "SUBMITIT_EXECUTOR": "hpc",
+        }
+        if not math.isinf(self.deadline):
+            env[attempt.DEADLINE] = f"{self.deadline + 2:.3f}"  # only if the supervisor's own word got lost
+        # More threads than cores of its own make every rank slower; a person's own choice stays.
+        env["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(self._threads(record.emulated)))
+        return env
+
+    def _threads(self, emulated: bool) -> int:
+        """CPU threads of one rank: its share of the cores that are really here."""
+        here = len(os.sched_getaffinity(0))
+        ranks_here = self.request.world_size if emulated else self.request.ranks_per_node
+        return self.config.parallel.threads or max(1, min(self.request.cpus_per_rank, here // ranks_here))
+
+    def _watch(self, ranks: Ranks, record: Record) -> int:
+        """Wait for the ranks, handing on a stop. Returns their exit status."""
+        folder = ledger.folder(self.run, record.number)
+        next_beat = forwarded = 0.0
+        told = False
+        while (code := ranks.poll()) is None:
+            now = time.monotonic()
+            if now >= next_beat:
+                ledger.beat(self.run, record.number)
+                next_beat = now + ledger.HEARTBEAT_SECONDS
+            asked = self._stop_asked()
+            if asked and not told:
+                say(f"asked to stop by {asked[0]}")
+                told = True
+            if asked and now >= forwarded + REPEAT:
+                forwarded = now
+                if now > self._patience_ends(asked):
+                    say("the ranks did not end in time; killing them")
+                    ranks.end(now=True)
+                elif (folder / READY).exists():
+                    ranks.ask_to_stop()
+                else:  # nothing was computed yet, so there is nothing to save
+                    ranks.end(now=False)
+            time.sleep(POLL)
+        return code
+
+    def _patience_ends(self, asked: tuple[str, float]) -> float:
+        """Monotonic time until which ranks may take to save."""
+        reason, since = asked
+        if reason == "SIGTERM" and not math.isinf(self.allocation.ends):
+            return since + TERM_PATIENCE
+        margin = min(20.0, self.request.grace / 3)  # to requeue before Slurm's own end
+        return since + max(5.0, min(self.allocation.ends - time.time(), self.request.grace) - margin)
+
+    def _cause(self, record: Record, code: int) -> tuple[Cause, str]:
+        folder = ledger.folder(self.run, record.number)
+        if self.run.finished:
+            return Cause.finished, "FINISHED"
+        if (folder / REFUSED).exists():
+            return Cause.refused, (folder / REFUSED).read_text(encoding="utf-8").strip()
+        if self.run.cancelled:
+            return Cause.cancelled, "hpc cancel"
+        if self.asked is not None:
+            return self.allocation.cause_of_stop(self.asked[0], self.request.grace)
+        return Cause.crash, f"exit status {code}; {last_words(folder)}"
+
+    def _reached(self, number: int) -> int | None:
+        """The newest step that an attempt recorded or that is saved, whichever is further."""
+        from monitoring.tail import last_step
+
+        steps = [last_step(ledger.folder(self.run, number))]
+        steps += [int(p.parent.name[5:]) for p in self.run.checkpoints.glob("step-*/COMPLETE")]
+        known = [step for step in steps if step is not None]
+        return max(known) if known else None
+
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    def _requeue(self) -> bool:
+        """Queue again; True if this process must exit."""
+        self.run.set_state("requeued")
+        if self.allocation.requeue(self.config.job.hold) == "ended":
+            return True
+        self.asked = None
+        return False
+
+    def _conclude(self, decision: Decision) -> None:
+        if decision.action is Action.stop:
+            self.run.set_state("failed", reason=decision.reason)
+            say(f"the run stops: {decision.reason}")
+        else:
+            self.run.set_state(decision.reason, reason="")
+            say(f"the run is {decision.reason}")
+
+
+def last_words(folder: Path) -> str:
+    """The last line that the rank which failed first wrote; ranks that merely lost it say so later."""
+    logs = sorted((log for log in folder.glob("rank-*.log") if log.stat().st_size), key=lambda p: p.stat().st_mtime)
+    for log in logs:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 8192))
+            lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        errors = [line for line in lines if "Error" in line or "rror:" in line]
+        if errors:
+            return f"{log.name}: {errors[-1][:300]}"
+    return "no error in the logs of the ranks"
+
+
+def say(text: str) -> None:
+    """A line in the job's log."""
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} hpc: {text}", flush=True)
+
+
+def main(argv: list[str]) -> int:
+    """``python -m hpc.supervise RUN_FOLDER``, inside a job."""
+    run = Run(Path(argv[0]))
+    try:
+        config = run.config()
+        allocation = allocations.of(run, config, resolve(config))
+        return Supervisor(run, config, allocation).main()
+    except (Refused, Failed) as error:
+        say(str(error))
+        run.set_state("failed", reason=str(error))
+        return error.status
+    except OSError as error:
+        say(f"cannot go on: {error}")
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

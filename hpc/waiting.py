@@ -1,0 +1,109 @@
+"""Blocking until a run has ended, by its own files; Slurm is asked only now and then, in case nothing writes them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+from hpc import slurm
+from hpc.config import Launcher
+from hpc.errors import Failed
+from hpc.ledger import history
+from hpc.runs import Run
+
+ENDED = {"finished": 0, "failed": 1, "cancelled": 1}
+ASK_SLURM_EVERY = 30.0  # seconds
+
+
+def outcome(run: Run) -> int | None:
+    """The exit status of a run that has ended; None while it may go on."""
+    if run.finished:
+        return 0
+    return ENDED.get(run.state().get("state", ""))
+
+
+def wait(run: Run, *, quiet: bool = False, poll: float = 0.2) -> int:
+    """Block until the run has ended. Returns 0 if it finished, 1 if it failed or was cancelled.
+
+    Args:
+        quiet: say nothing but errors.
+        poll: seconds between two looks at the run folder.
+    """
+    said = ""
+    gone = Gone(run)
+    while (code := outcome(run)) is None:
+        line = _line(run)
+        if not quiet and line != said:
+            print(line, file=sys.stderr, flush=True)
+            said = line
+        if gone():
+            raise Failed(
+                f"job {run.job_id} of {run.name}/{run.id} left the queue and the run has not ended. "
+                f"Its log: hpc logs {run.id}"
+            )
+        time.sleep(poll)
+    _let_supervisor_end(run, poll)
+    if not quiet:
+        print(_line(run), file=sys.stderr, flush=True)
+    return code
+
+
+def _let_supervisor_end(run: Run, poll: float, patience: float = 10.0) -> None:
+    """Rank 0's marker comes a moment before the supervisor's last word; nothing should run after a wait."""
+    end = time.monotonic() + patience
+    while run.state().get("state") not in ENDED and time.monotonic() < end:
+        time.sleep(poll)
+
+
+def _line(run: Run) -> str:
+    state = run.state()
+    attempts = history(run)
+    text = f"{run.name}/{run.id} {'finished' if run.finished else state.get('state', 'unknown')}"
+    if attempts:
+        text += f", attempt {attempts[-1].number}"
+    return f"{text}: {state['reason']}" if state.get("reason") else text
+
+
+class Gone:
+    """Whether a run's job has vanished without a word: asked rarely, and only a clear answer counts."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.lives: Callable[[], bool] = _liveness(run)
+        self.next_look = time.monotonic() + ASK_SLURM_EVERY / 3
+        self.misses = 0
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now < self.next_look:
+            return False
+        self.next_look = now + ASK_SLURM_EVERY / (3 if self.misses else 1)
+        # Twice in a row: a job may be between the queue's answer and its own last word.
+        self.misses = 0 if self.lives() else self.misses + 1
+        return self.misses >= 2
+
+
+def _liveness(run: Run) -> Callable[[], bool]:
+    from hpc.submit import target
+
+    config = run.config()
+    if config.cluster.launcher is Launcher.local:
+        from hpc.allocation import process_lives
+
+        submitted = run.config_file.stat().st_mtime
+
+        def local() -> bool:
+            pid = (run.job_id or "local-0").removeprefix("local-")
+            return process_lives(int(pid), submitted + 60)
+
+        return local
+    environment, _ = target(config.cluster.name, config.cluster.launcher)
+
+    def queued() -> bool:
+        try:
+            return run.job_id is None or slurm.in_queue(run.job_id, environment) is not None
+        except slurm.SlurmError:
+            return True
+
+    return queued

@@ -1,0 +1,92 @@
+"""The sbatch script of every cluster, as golden files. Rewrite them with: UPDATE_GOLDEN=1 pytest tests/hpc/test_script.py"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hpc.compose import CONF, compose
+from hpc.request import resolve
+from hpc.script import rank_command, render, step_options
+
+GOLDEN = Path(__file__).parent / "golden"
+RUN = Path("/shared/runs/tiny_moe/20260131-120000-1f2e")
+CLUSTERS = sorted(p.stem for p in (CONF / "cluster").glob("*.yaml") if p.stem != "local")
+
+
+def script(*overrides: str, folder: Path = RUN, emulated: bool = False) -> str:
+    config = compose(["cluster.python=/shared/venv/bin/python", *overrides])
+    return render(config, resolve(config), folder, emulated=emulated)
+
+
+def same_as_golden(name: str, text: str) -> None:
+    file = GOLDEN / name
+    if os.environ.get("UPDATE_GOLDEN"):
+        file.write_text(text, encoding="utf-8")
+    assert text == file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_script_of_each_cluster(cluster: str) -> None:
+    same_as_golden(f"{cluster}.sh", script(f"cluster={cluster}"))
+
+
+def test_script_of_an_emulated_cluster() -> None:
+    same_as_golden("noctua2_emulated.sh", script("cluster=noctua2", emulated=True))
+
+
+def test_script_with_everything_that_a_job_may_ask() -> None:
+    text = script(
+        "cluster=noctua2",
+        "cluster.gpu_request=gpus_per_node",
+        "job.nodes=2",
+        "job.time=10:00:00",
+        "job.account=hpc-prf-lola",
+        "job.qos=cont",
+        "job.reservation=lola_production_run",
+        "job.constraint=fast",
+        "job.exclude=n2gpu1203",
+        "job.memory_gb=200",
+        "job.grace=120",
+    )
+    same_as_golden("everything.sh", text)
+
+
+def test_a_path_with_spaces_quotes_and_unicode_stays_one_word() -> None:
+    text = script("cluster=noctua2", folder=Path('/data/my "runs"/größe $(x)/r'))
+    assert r'#SBATCH --chdir="/data/my \"runs\"/größe $(x)/r"' in text
+    assert "exec /shared/venv/bin/python -P -u -m hpc.supervise '/data/my \"runs\"/größe $(x)/r'" in text
+
+
+def test_rendering_twice_gives_the_same_text() -> None:
+    assert script("cluster=noctua2") == script("cluster=noctua2")
+
+
+def test_ranks_in_a_container() -> None:
+    config = compose(
+        ["cluster=noctua2", "cluster.container.runtime=apptainer", "cluster.container.image=/img.sif", "cluster.python=py"]
+    )
+    words = rank_command(config, RUN)
+    assert words[:3] == ["apptainer", "exec", "--nv"]
+    assert words[words.index("/img.sif") + 1] == "/bin/sh"
+    config = compose(
+        [
+            "cluster=noctua2",
+            "cluster.container.runtime=pyxis",
+            "cluster.container.image=/img.sqsh",
+            "cluster.container.mounts=[/scratch]",
+        ]
+    )
+    options = step_options(config, resolve(config), RUN / "attempts/0")
+    assert "--container-image=/img.sqsh" in options
+    assert "--container-mounts=/scratch" in options
+
+
+def test_steps_say_cores_again_and_die_together() -> None:
+    config = compose(["cluster=noctua2"])
+    options = step_options(config, resolve(config), Path("/runs/100%/attempts/0"))
+    assert "--cpus-per-task=32" in options
+    assert "--kill-on-bad-exit=1" in options
+    assert "--output=/runs/100%%/attempts/0/rank-%t.log" in options
