@@ -99,7 +99,11 @@ class SlurmAllocation:
         )
 
     def start(self, folder: Path, environment: Mapping[str, str]) -> Ranks:
-        command = ["srun", *step_options(self.config, self.request, folder), *rank_command(self.config, self.folder)]
+        command = [
+            "srun",
+            *step_options(self.config, self.request, folder),
+            *rank_command(self.config, self.folder),
+        ]
         env = {k: v for k, v in os.environ.items() if k not in attempt.PER_RANK}
         process = subprocess.Popen(command, env={**env, **environment}, stdin=subprocess.DEVNULL)
         step = f"{self.job_id}.{self.steps}"

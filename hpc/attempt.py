@@ -70,7 +70,9 @@ class Attempt:
                 emulated=get(EMULATED) == "1",
             )
         except KeyError as missing:
-            raise Failed(f"this process is no rank of a run: {missing} is not set. Start one with: hpc submit") from None
+            raise Failed(
+                f"this process is no rank of a run: {missing} is not set. Start one with: hpc submit"
+            ) from None
 
     @property
     def folder(self) -> Path:
@@ -126,8 +128,8 @@ class Attempt:
         pause = 0.02
         while time.monotonic() < end:
             # Listing the folder makes network file systems look again instead of answering from memory.
-            names = os.listdir(self.folder)
-            address = read_json(self.folder / ADDRESS) if ADDRESS in names else None
+            listed = {path.name for path in self.folder.iterdir()}
+            address = read_json(self.folder / ADDRESS) if ADDRESS in listed else None
             if address is not None:
                 return str(address["host"]), int(address["port"])
             time.sleep(pause)

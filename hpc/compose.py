@@ -59,6 +59,9 @@ def typed(config: Any) -> Config:
     from omegaconf import OmegaConf
 
     OmegaConf.resolve(config)
+    for path in _foreign(config):
+        # "+key=1" adds to any tree; a key that nothing reads would be a setting silently lost.
+        raise Refused(_no_such_key(path, _fields_at(path.rpartition(".")[0], None)))
     missing = sorted(k for k in OmegaConf.missing_keys(config) if not k.startswith("hydra"))
     if missing:
         raise Refused(f"no value for {', '.join(missing)}. Try: {missing[0]}=VALUE")
@@ -130,23 +133,45 @@ def _ill_typed(error: Any) -> str:
     message = _first_line(error)
     parent = path.rpartition(".")[0]
     if "not in" in message and "Key" in message:
-        siblings = _fields_at(parent, getattr(error, "object_type", None))
-        text = f"{path}: there is no such key"
-        if siblings:
-            text += f". Allowed{f' in {parent}' if parent else ''}: {', '.join(siblings)}"
-        name = path.rpartition(".")[2]
-        near = difflib.get_close_matches(name, siblings, 1, 0.5)
-        if near:
-            text += f". Nearest: {parent + '.' if parent else ''}{near[0]}"
-        else:
-            elsewhere = [p for p, _ in paths() if p.rpartition(".")[2] == name] or difflib.get_close_matches(
-                path, [p for p, _ in paths()], 1, 0.6
-            )
-            text += f". Nearest: {elsewhere[0]}" if elsewhere else ""
-        return text
+        return _no_such_key(path, _fields_at(parent, getattr(error, "object_type", None)))
     kind = dict(paths()).get(path)
     text = f"{path}: {message[0].lower()}{message[1:]}" if path else message
     return f"{text}. Allowed: {describe(kind)}" if kind is not None and "expected one of" not in text else text
+
+
+def _no_such_key(path: str, siblings: list[str]) -> str:
+    parent = path.rpartition(".")[0]
+    text = f"{path}: there is no such key"
+    if siblings:
+        text += f". Allowed{f' in {parent}' if parent else ''}: {', '.join(siblings)}"
+    nearest = _nearest(path, parent, siblings)
+    return f"{text}. Nearest: {nearest}" if nearest else text
+
+
+def _foreign(node: Any, prefix: str = "") -> Iterator[str]:
+    """Paths of keys that no dataclass has."""
+    from omegaconf import DictConfig, OmegaConf
+
+    schema = OmegaConf.get_type(node)
+    known = {f.name for f in dataclasses.fields(schema)} if dataclasses.is_dataclass(schema) else None
+    for key in node:
+        if known is not None and key not in known:
+            yield f"{prefix}{key}"
+        elif not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
+            yield from _foreign(node[key], f"{prefix}{key}.")
+
+
+def _nearest(path: str, parent: str, siblings: list[str]) -> str | None:
+    """What was probably meant: the same name elsewhere in the tree, else a like name beside it or anywhere."""
+    name = path.rpartition(".")[2]
+    known = [p for p, _ in paths()]
+    same = [p for p in known if p.rpartition(".")[2] == name and p != path]
+    if same:
+        return same[0]
+    beside = difflib.get_close_matches(name, siblings, 1, 0.6)
+    if beside:
+        return f"{parent}.{beside[0]}" if parent else beside[0]
+    return next(iter(difflib.get_close_matches(path, known, 1, 0.7)), None)
 
 
 def _fields_at(parent: str, owner: Any) -> list[str]:

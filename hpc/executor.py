@@ -134,9 +134,7 @@ class SlurmRunExecutor(submitit_slurm.SlurmExecutor):
     def name(cls) -> str:
         return "hpc"
 
-    def _internal_process_submissions(
-        self, delayed_submissions: list[utils.DelayedSubmission]
-    ) -> list[core.Job[Any]]:
+    def _internal_process_submissions(self, delayed_submissions: list[utils.DelayedSubmission]) -> list[core.Job[Any]]:
         assert self.config is not None and self.request is not None, "made by hpc.submit"
         jobs: list[core.Job[Any]] = []
         for delayed in delayed_submissions:
@@ -160,15 +158,20 @@ class LocalRunExecutor(local.LocalExecutor):
         self.config = config
         self.request = request
 
-    def _internal_process_submissions(
-        self, delayed_submissions: list[utils.DelayedSubmission]
-    ) -> list[core.Job[Any]]:
+    def _internal_process_submissions(self, delayed_submissions: list[utils.DelayedSubmission]) -> list[core.Job[Any]]:
         jobs: list[core.Job[Any]] = []
         for delayed in delayed_submissions:
             _dump(delayed, self.run)
             with self.run.log.open("ab") as log:
                 process = subprocess.Popen(
-                    [script.interpreter(self.config.cluster), "-P", "-u", "-m", "hpc.supervise", str(self.run.folder)],
+                    [
+                        script.interpreter(self.config.cluster),
+                        "-P",
+                        "-u",
+                        "-m",
+                        "hpc.supervise",
+                        str(self.run.folder),
+                    ],
                     env={
                         **slurm.clean_environment(),
                         **self.config.cluster.environment,
@@ -181,7 +184,7 @@ class LocalRunExecutor(local.LocalExecutor):
                     start_new_session=True,
                 )
             tasks = tuple(range(self.request.world_size))
-            jobs.append(self.job_class(self.run.folder, f"local-{process.pid}", tasks, process=process))
+            jobs.append(LocalRunJob(self.run.folder, f"local-{process.pid}", tasks, process=process))
         return jobs
 
 

@@ -70,7 +70,12 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return None
     status = _git(folder, "status", "--porcelain") or ""
     branch = _git(folder, "rev-parse", "--abbrev-ref", "HEAD") or ""
-    return {"commit": head.strip(), "branch": branch.strip(), "dirty": bool(status.strip()), "changed": status.splitlines()}
+    return {
+        "commit": head.strip(),
+        "branch": branch.strip(),
+        "dirty": bool(status.strip()),
+        "changed": status.splitlines(),
+    }
 
 
 def dirty_patch(folder: Path = ROOT) -> str:

@@ -259,5 +259,5 @@ def disk_failure(error: OSError, doing: str) -> Failed:
     }.get(error.errno or 0, error.strerror or str(error))
     where = f" at {error.filename}" if error.filename else ""
     return Failed(
-        f"could not {doing}{where}: {why}. Free space there, or choose another place with cluster.runs=DIR or $HPC_RUNS."
+        f"could not {doing}{where}: {why}. Make room, or choose another place with cluster.runs=DIR or $HPC_RUNS."
     )

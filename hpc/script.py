@@ -56,7 +56,11 @@ def render(config: Config, request: Request, folder: Path, *, emulated: bool = F
     lines = ["#!/bin/bash"]
     for name, value in sorted(directives(config, request, folder).items()):
         lines.append(f"#SBATCH --{name}" + ("" if value is None else f"={_directive(value)}"))
-    lines += ["", *_environment(config.cluster, emulated), f"export PYTHONPATH={shlex.quote(str(Run(folder).code))}"]
+    lines += [
+        "",
+        *_environment(config.cluster, emulated),
+        f"export PYTHONPATH={shlex.quote(str(Run(folder).code))}",
+    ]
     # Ignored until the supervisor handles it: by default it would kill the shell or a starting Python.
     lines.append("trap '' USR2")
     # -P: nothing is imported from the working directory. exec: signals reach the supervisor itself.

@@ -8,8 +8,9 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from hpc.errors import Failed
 
@@ -37,7 +38,11 @@ def clean_environment(environment: Mapping[str, str] = os.environ) -> dict[str, 
 
 
 def call(
-    argv: list[str], *, environment: Mapping[str, str] | None = None, timeout: float = TIMEOUT, cwd: Path | None = None
+    argv: list[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    timeout: float = TIMEOUT,
+    cwd: Path | None = None,
 ) -> str:
     """Run one of Slurm's programs and return what it printed.
 
@@ -80,30 +85,36 @@ def sbatch(script: Path, environment: Mapping[str, str] | None = None, *options:
             "with `hpc emulate up cluster=NAME`, or run on this machine with cluster=local."
         ) from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"sbatch did not answer within {TIMEOUT:.0f} s; look with squeue before trying again") from None
+        raise SlurmError(
+            f"sbatch did not answer within {TIMEOUT:.0f} s; look with squeue before trying again"
+        ) from None
     if done.returncode:
         raise SlurmError(f"sbatch: {done.stderr.strip() or done.stdout.strip()}", done.stderr)
     return done.stdout.strip().split(";")[0]
 
 
+def _squeue(letter: str) -> Any:
+    return field(metadata={"letter": letter})
+
+
 @dataclass(frozen=True)
 class QueueRow:
-    """One job as squeue tells it. Each field's metadata is the letter that squeue knows it by."""
+    """One job as squeue tells it; each field carries the letter that squeue knows it by."""
 
-    job_id: str  # %i, array-safe
-    state: str  # %T
-    reason: str  # %r
-    name: str  # %j
-    partition: str  # %P
-    nodes: int  # %D
-    node_list: str  # %N
-    submitted: str  # %V
-    started: str  # %S: start, or expected start while pending
-    ends: str  # %e
-    user: str  # %u
+    job_id: str = _squeue("i")  # array-safe
+    state: str = _squeue("T")
+    reason: str = _squeue("r")
+    name: str = _squeue("j")
+    partition: str = _squeue("P")
+    nodes: int = _squeue("D")
+    node_list: str = _squeue("N")
+    submitted: str = _squeue("V")
+    started: str = _squeue("S")  # while pending: expected start
+    ends: str = _squeue("e")
+    user: str = _squeue("u")
 
 
-_LETTERS = dict(zip((f.name for f in fields(QueueRow)), "i T r j P D N V S e u".split(), strict=True))
+_LETTERS = {f.name: f.metadata["letter"] for f in fields(QueueRow)}
 _SEPARATOR = "\x1f"
 
 
@@ -124,7 +135,9 @@ def queue_format() -> str:
 
 
 def queue(
-    job_ids: Iterable[str] | None = None, environment: Mapping[str, str] | None = None, timeout: float = TIMEOUT
+    job_ids: Iterable[str] | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout: float = TIMEOUT,
 ) -> dict[str, QueueRow]:
     """The queue, by job id: of the given jobs, or all of this user's. One squeue.
 
@@ -152,7 +165,17 @@ def unix(text: str) -> float | None:
         return None
 
 
-GONE = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED"}
+GONE = {
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "BOOT_FAIL",
+    "DEADLINE",
+    "PREEMPTED",
+}
 
 
 def in_queue(job_id: str, environment: Mapping[str, str] | None = None) -> str | None:

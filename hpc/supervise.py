@@ -79,7 +79,7 @@ class Supervisor:
                     self.run, self._new_record, lambda past: self.allocation.owner_lives(self.run, past)
                 )
             except ledger.Held as held:
-                say(f"refused: {held}. This job ends; the run goes on there. Cancel that job first: hpc cancel {self.run.id}")
+                say(f"refused: {held}. This job ends, the run goes on there. To end that: hpc cancel {self.run.id}")
                 return 3
             self._settle_predecessor(record)
             decision = self._attempt(record)
@@ -111,7 +111,10 @@ class Supervisor:
             return
         last = past[-2]
         if last.job_id == record.job_id and record.restart_count > last.restart_count:
-            cause, evidence = Cause.node_failure, "Slurm started the job again without a notice to the attempt"
+            cause, evidence = (
+                Cause.node_failure,
+                "Slurm started the job again without a notice to the attempt",
+            )
         else:
             cause, evidence = Cause.crash, "the supervisor ended without a word"
         ended = record.began - ledger.silent_for(self.run, last)

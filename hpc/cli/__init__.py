@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
 
         near = difflib.get_close_matches(verb, VERBS, 1, 0.5)
         print(
-            f"hpc: there is no verb {verb!r}. Allowed: {', '.join(VERBS)}." + (f" Nearest: hpc {near[0]}" if near else ""),
+            f"hpc: there is no verb {verb!r}. Allowed: {', '.join(VERBS)}."
+            + (f" Nearest: hpc {near[0]}" if near else ""),
             file=sys.stderr,
         )
         return 2

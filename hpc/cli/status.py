@@ -106,7 +106,13 @@ def _table(rows: list[Row]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("run", "id", "state", "job", "cluster", "attempt", "step", "tokens", "why"):
         table.add_column(column, overflow="fold", no_wrap=column in ("id", "state"))
-    colours = {"running": "green", "finished": "cyan", "failed": "red", "cancelled": "yellow", "pending": "yellow"}
+    colours = {
+        "running": "green",
+        "finished": "cyan",
+        "failed": "red",
+        "cancelled": "yellow",
+        "pending": "yellow",
+    }
     for row in rows:
         share = f" {row.tokens / row.target_tokens:.0%}" if row.tokens and row.target_tokens else ""
         where = row.cluster + (" EMULATED" if row.emulated else "")

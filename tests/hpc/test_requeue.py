@@ -51,14 +51,17 @@ def test_repeating_lost_steps_is_no_progress() -> None:
 
 
 def test_preemptions_and_node_failures_do_not_count() -> None:
-    past = attempts(("crash", None), ("preemption", None), ("node_failure", None), ("preemption", None), ("crash", None))
+    past = attempts(
+        ("crash", None), ("preemption", None), ("node_failure", None), ("preemption", None), ("crash", None)
+    )
     assert fruitless(past) == 2
     assert follow(past) is Action.restart
 
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["crash", "time_limit", *sorted(BLAMELESS)]), st.none() | st.integers(0, 9)), min_size=1
+        st.tuples(st.sampled_from(["crash", "time_limit", *sorted(BLAMELESS)]), st.none() | st.integers(0, 9)),
+        min_size=1,
     )
 )
 def test_a_new_step_always_goes_on_and_counts_from_zero(ends: list[tuple[str, int | None]]) -> None:

@@ -1,4 +1,4 @@
-"""The sbatch script of every cluster, as golden files. Rewrite them with: UPDATE_GOLDEN=1 pytest tests/hpc/test_script.py"""
+"""The sbatch script of every cluster, as golden files, which UPDATE_GOLDEN=1 rewrites."""
 
 from __future__ import annotations
 
@@ -66,7 +66,12 @@ def test_rendering_twice_gives_the_same_text() -> None:
 
 def test_ranks_in_a_container() -> None:
     config = compose(
-        ["cluster=noctua2", "cluster.container.runtime=apptainer", "cluster.container.image=/img.sif", "cluster.python=py"]
+        [
+            "cluster=noctua2",
+            "cluster.container.runtime=apptainer",
+            "cluster.container.image=/img.sif",
+            "cluster.python=py",
+        ]
     )
     words = rank_command(config, RUN)
     assert words[:3] == ["apptainer", "exec", "--nv"]
