@@ -24,12 +24,15 @@ from hpc.runs import Run
 from hpc.script import rank_command, step_options
 from hpc.slurm import SlurmError
 
+# Seconds from SIGTERM to a start that no teardown outlasts: KillWait is 30 by default.
+SAFE_HOLD = 45
+
 
 class Ranks(Protocol):
     """All ranks of one attempt, started."""
 
     def poll(self) -> int | None:
-        """None while any rank runs; then the largest exit status (128 + n for a signal n)."""
+        """None while any rank runs; then the exit status (128 + n for a signal n), 0 only if all ended with 0."""
         ...
 
     def ask_to_stop(self) -> None:
@@ -54,6 +57,10 @@ class Allocation(Protocol):
     def owner_lives(self, run: Run, record: Record) -> bool: ...
 
     def cause_of_stop(self, reason: str, grace: float) -> tuple[Cause, str]: ...
+
+    def taken_away(self) -> str | None:
+        """Called once on SIGTERM: Slurm ends the job. Returns why ranks cannot save any more, None if they can."""
+        ...
 
     def requeue(self, hold: int) -> str:
         """Queue again. Returns "ended" where this process must exit now, "here" where it goes on itself."""
@@ -119,6 +126,16 @@ class SlurmAllocation:
             limit = ledger.STALE_SECONDS if record.ended is None else ledger.HELD_SECONDS
             return ledger.silent_for(run, record) < limit
 
+    def taken_away(self) -> str | None:
+        with contextlib.suppress(SlurmError):
+            down = slurm.down_nodes(self.nodes)
+            if down:
+                return f"node {', '.join(down)} is down"
+        # Should saving take all the time that Slurm gives, the job is at least not held for two minutes.
+        with contextlib.suppress(SlurmError):
+            slurm.start_at(self.job_id, SAFE_HOLD)
+        return None
+
     def cause_of_stop(self, reason: str, grace: float) -> tuple[Cause, str]:
         # Slurm may send the signal up to a minute early.
         left = self.ends - time.time()
@@ -128,8 +145,6 @@ class SlurmAllocation:
         evidence = f"{reason} with {left:.0f} s left, job state {state or 'unknown'}"
         if state.startswith("CANCELLED"):
             return Cause.cancelled, evidence
-        if state == "NODE_FAIL":
-            return Cause.node_failure, evidence
         if reason == "deadline" or left <= grace + 75:
             return Cause.time_limit, evidence
         return Cause.preemption, evidence
@@ -236,6 +251,9 @@ class LocalAllocation:
             return ledger.silent_for(run, record) < ledger.STALE_SECONDS
         return process_lives(record.pid, record.began)
 
+    def taken_away(self) -> str | None:
+        return None
+
     def cause_of_stop(self, reason: str, grace: float) -> tuple[Cause, str]:
         if reason == "deadline":
             return Cause.time_limit, f"job.time={self.config.job.time} is used up"
@@ -252,17 +270,17 @@ class LocalRanks:
     """The ranks as processes of this machine; when one fails the others are ended, which would wait for ever."""
 
     processes: list[subprocess.Popen[bytes]]
-    failed_at: float | None = None
+    failed: tuple[int, float] | None = None  # exit status of the first that failed, monotonic time
 
     def poll(self) -> int | None:
         codes = [process.poll() for process in self.processes]
-        if any(codes) and any(code is None for code in codes):
-            self.failed_at = self.failed_at or time.monotonic()
-            self.end(now=time.monotonic() - self.failed_at > 5)
-            return None
+        if any(codes) and self.failed is None:
+            self.failed = (max(_status(code) for code in codes if code), time.monotonic())
         if any(code is None for code in codes):
+            if self.failed is not None:
+                self.end(now=time.monotonic() - self.failed[1] > 5)
             return None
-        return max(_status(code) for code in codes if code is not None)
+        return 0 if self.failed is None else self.failed[0]
 
     def ask_to_stop(self) -> None:
         self._send(signal.SIGUSR2)

@@ -24,7 +24,7 @@ def states(found: Iterable[Run]) -> Mapping[Path, JobState]:
             continue
         by_cluster.setdefault(str(run.state().get("cluster", "")), []).append(run)
     for cluster, members in by_cluster.items():
-        environment, emulated = target(cluster, Launcher.slurm)
+        environment = target(cluster, Launcher.slurm)
         try:
             rows = slurm.queue([str(run.job_id) for run in members], environment, timeout=10)
         except slurm.SlurmError:
@@ -32,7 +32,7 @@ def states(found: Iterable[Run]) -> Mapping[Path, JobState]:
         for run in members:
             row = rows.get(str(run.job_id))
             if row is not None:
-                result[run.folder] = job_state(row, emulated=emulated)
+                result[run.folder] = job_state(row, emulated=bool(environment))
     return result
 
 

@@ -194,6 +194,13 @@ def job(job_id: str, environment: Mapping[str, str] | None = None) -> dict[str, 
     return dict(re.findall(r"(?:^|\s)([A-Za-z_/:]+)=(\S*)", text))
 
 
+def down_nodes(nodes: Iterable[str]) -> list[str]:
+    """Those of ``nodes`` that Slurm has given up."""
+    text = call(["sinfo", "--noheader", "--Node", "--nodes", ",".join(nodes), "-o", "%N %T"])
+    rows = [line.split() for line in text.splitlines() if line.strip()]
+    return sorted({name for name, state in rows if state.startswith(("down", "fail", "unknown"))})
+
+
 def node_address(node: str) -> str:
     """The address Slurm itself reaches a node by; names of nodes need not resolve."""
     text = call(["scontrol", "show", "node", "-o", node])

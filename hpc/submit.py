@@ -33,26 +33,34 @@ def plan(config: Config) -> Plan:
         Refused: with every problem that was found, one a line.
     """
     _absolute(config)
+    emulation = None
+    if config.cluster.launcher is Launcher.slurm:
+        from hpc import emulate
+
+        emulation = emulate.find(config.cluster.name)
+    if emulation is not None:
+        config.cluster = emulation.described(config.cluster)
+    emulated = emulation is not None
     request = resolve(config)
-    environment, emulated = target(config.cluster.name, config.cluster.launcher)
     problems = check.problems(config, request)
     if not problems and (emulated or config.cluster.launcher is Launcher.local):
         problems = check.fits_here(config, request, psutil.virtual_memory().available / 2**30)
     if problems:
         raise Refused("\n".join(str(problem) for problem in problems))
-    return Plan(config, request, environment, emulated)
+    return Plan(config, request, target(config.cluster.name, config.cluster.launcher), emulated)
 
 
-def target(cluster: str, launcher: Launcher) -> tuple[dict[str, str], bool]:
-    """Which Slurm a cluster's jobs go to: (environment, emulated)."""
+def target(cluster: str, launcher: Launcher) -> dict[str, str]:
+    """What Slurm programs and jobs of a cluster find in their environment beside the caller's own.
+
+    Empty for a real site, whose Slurm is the one that answers here.
+    """
     if launcher is Launcher.local:
-        return {}, False
+        return {}
     from hpc import emulate
 
     emulation = emulate.find(cluster)
-    if emulation is None:
-        return {}, False
-    return {**emulation.environment, attempt.EMULATED: "1"}, True
+    return {} if emulation is None else {**emulation.environment, attempt.EMULATED: "1"}
 
 
 def render(plan: Plan, folder: Path | None = None) -> str:

@@ -39,6 +39,7 @@ class Supervisor:
         self.allocation = allocation
         self.request = resolve(config)
         self.asked: tuple[str, float] | None = None  # reason, monotonic time
+        self.node_failure: str | None = None  # why, once Slurm has ended the job for it
 
     # -- signals -------------------------------------------------------------------------------------------------
 
@@ -182,16 +183,21 @@ class Supervisor:
         """Wait for the ranks, handing on a stop. Returns their exit status."""
         folder = ledger.folder(self.run, record.number)
         next_beat = forwarded = 0.0
-        told = False
+        told = ""
         while (code := ranks.poll()) is None:
             now = time.monotonic()
             if now >= next_beat:
                 ledger.beat(self.run, record.number)
                 next_beat = now + ledger.HEARTBEAT_SECONDS
             asked = self._stop_asked()
-            if asked and not told:
-                say(f"asked to stop by {asked[0]}")
-                told = True
+            if asked and asked[0] != told:
+                told = asked[0]
+                say(f"asked to stop by {told}")
+                self.node_failure = self.allocation.taken_away() if told == "SIGTERM" else None
+                if self.node_failure:
+                    # srun would wait for the dead node until Slurm kills this process.
+                    ranks.end(now=False)
+                    return 1
             if asked and now >= forwarded + REPEAT:
                 forwarded = now
                 if now > self._patience_ends(asked):
@@ -220,6 +226,8 @@ class Supervisor:
             return Cause.refused, (folder / REFUSED).read_text(encoding="utf-8").strip()
         if self.run.cancelled:
             return Cause.cancelled, "hpc cancel"
+        if self.node_failure:
+            return Cause.node_failure, self.node_failure
         if self.asked is not None:
             return self.allocation.cause_of_stop(self.asked[0], self.request.grace)
         return Cause.crash, f"exit status {code}; {last_words(folder)}"

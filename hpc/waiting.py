@@ -98,7 +98,7 @@ def _liveness(run: Run) -> Callable[[], bool]:
             return process_lives(int(pid), submitted + 60)
 
         return local
-    environment, _ = target(config.cluster.name, config.cluster.launcher)
+    environment = target(config.cluster.name, config.cluster.launcher)
 
     def queued() -> bool:
         try:

@@ -62,7 +62,7 @@ def _cancel_local(run: Run, pid: int, now: bool) -> str:
 
 
 def _cancel_slurm(run: Run, job_id: str, now: bool) -> str:
-    environment, _ = target(str(run.state().get("cluster", "")), Launcher.slurm)
+    environment = target(str(run.state().get("cluster", "")), Launcher.slurm)
     row = slurm.queue([job_id], environment).get(job_id)
     if row is None or row.state in slurm.GONE:
         run.set_state("cancelled", reason="its job had left the queue")
