@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,8 +13,13 @@ from hpc.submit import target
 from monitoring.snapshot import JobState
 
 
-def states(found: Iterable[Run]) -> Mapping[Path, JobState]:
-    """The job of each run that Slurm knows, by run folder. Runs on this machine are told by their process."""
+def states(found: Iterable[Run], known: Mapping[Path, JobState] | None = None) -> Mapping[Path, JobState]:
+    """The job of each run that Slurm knows, by run folder. Runs on this machine are told by their own files.
+
+    Args:
+        known: what was answered before; it stays, with its age, where Slurm does not answer now. No answer is not an
+            empty queue.
+    """
     by_cluster: dict[str, list[Run]] = {}
     result: dict[Path, JobState] = {}
     for run in found:
@@ -28,7 +34,8 @@ def states(found: Iterable[Run]) -> Mapping[Path, JobState]:
         try:
             rows = slurm.queue([str(run.job_id) for run in members], environment, timeout=10)
         except slurm.SlurmError:
-            continue  # no answer is not an empty queue: the runs keep the state their own files tell
+            result.update({run.folder: known[run.folder] for run in members if known and run.folder in known})
+            continue
         for run in members:
             row = rows.get(str(run.job_id))
             if row is not None:
@@ -47,4 +54,5 @@ def job_state(row: slurm.QueueRow, *, emulated: bool) -> JobState:
         started=slurm.unix(row.started),
         ends=slurm.unix(row.ends),
         emulated=emulated,
+        seen=time.time(),
     )

@@ -43,13 +43,13 @@ def wait(run: Run, *, quiet: bool = False, poll: float = 0.2) -> int:
                 f"Its log: hpc logs {run.id}"
             )
         time.sleep(poll)
-    _let_supervisor_end(run, poll)
+    settle(run, poll)
     if not quiet:
         print(_line(run), file=sys.stderr, flush=True)
     return code
 
 
-def _let_supervisor_end(run: Run, poll: float, patience: float = 10.0) -> None:
+def settle(run: Run, poll: float = 0.2, patience: float = 10.0) -> None:
     """Rank 0's marker comes a moment before the supervisor's last word; nothing should run after a wait."""
     end = time.monotonic() + patience
     while run.state().get("state") not in ENDED and time.monotonic() < end:

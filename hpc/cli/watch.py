@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc import runs
 from hpc.runs import Run
 
 if TYPE_CHECKING:
-    from monitoring.snapshot import Snapshot
+    from monitoring.snapshot import JobState, Snapshot
 
 HELP = "one run live: Slurm, steps, tokens, loss, log"
 ASK_SLURM_EVERY = 5.0  # seconds between two squeues, whatever the refresh of the screen
@@ -45,21 +47,21 @@ def main(argv: list[str]) -> int:
 
 def until_ended(run: Run) -> int:
     """The live view of a run just submitted, until it has ended, then its summary. Returns its outcome."""
-    from hpc.waiting import outcome, wait
+    from hpc.waiting import outcome, settle, wait
     from monitoring.terminal.plain import summary
 
-    read = reader(run)
     if sys.stdout.isatty():
         from monitoring.terminal.watch import watch
 
-        watch(read, interval=0.5, until_done=True)
+        watch(reader(run), interval=0.5, until_done=True)  # ends with the summary
     else:
         wait(run)
+        print(summary(reader(run)()))
     code = outcome(run)
     if code is None:
         print(f"the run goes on; look again with: hpc watch {run.id}")
         return 0
-    print(summary(read()))
+    settle(run)
     return code
 
 
@@ -69,14 +71,14 @@ def reader(run: Run) -> Callable[[], Snapshot]:
     from monitoring.snapshot import Reader
 
     source = Reader(run.folder)
-    last_look = -ASK_SLURM_EVERY
-    job = None
+    last_look = -math.inf
+    jobs: Mapping[Path, JobState] = {}
 
     def read() -> Snapshot:
-        nonlocal last_look, job
+        nonlocal last_look, jobs
         now = time.monotonic()
         if now - last_look >= ASK_SLURM_EVERY:
-            last_look, job = now, states([run]).get(run.folder)
-        return source.read(job)
+            last_look, jobs = now, states([run], jobs)
+        return source.read(jobs.get(run.folder))
 
     return read

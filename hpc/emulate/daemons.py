@@ -166,10 +166,10 @@ def _start(directory: Path, state: State, role: str, argv: list[str], cwd: Path)
     return child
 
 
-def node_states(directory: Path) -> dict[str, str]:
+def node_states(directory: Path, timeout: float = 10.0) -> dict[str, str]:
     """Each node's state as sinfo spells it, such as idle, mixed, down*."""
     environment = {"SLURM_CONF": str(slurm_conf(directory))}
-    text = slurm.call(["sinfo", "--noheader", "-N", "-o", "%N %T"], environment=environment, timeout=10)
+    text = slurm.call(["sinfo", "--noheader", "-N", "-o", "%N %T"], environment=environment, timeout=timeout)
     return dict(line.split() for line in text.splitlines())
 
 
@@ -188,9 +188,9 @@ def wait_until_idle(directory: Path, state: State, say: Callable[[str], None], b
     ready = -1
     while True:
         try:
-            states = node_states(directory)
+            states = node_states(directory, timeout=3)
         except slurm.SlurmError:
-            states = {}  # the controller does not listen yet
+            states = {}  # the controller does not listen yet, or another program listens on its port
         count = sum(not unusable(states.get(node, "unknown")) for node in state.nodes)
         if count != ready:
             ready = count

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hpc.config import Cluster
 
 START_BOUND = 60.0  # seconds for all nodes to register; two cores take 2 s for 24
-GRACE = 3.0  # seconds between SIGTERM and SIGKILL when it is taken down
+GRACE = 3.0  # seconds that the processes of running jobs have to end when it is taken down
 _TRIES = 3  # with other ports, if one was taken between choosing and using it
 
 

@@ -155,7 +155,10 @@ def send(member: Member, number: int) -> None:
 
 
 def end(find: Callable[[], list[Member]], grace: float, bound: float = 10.0) -> int:
-    """SIGTERM to all that ``find`` finds, SIGKILL to what is left after ``grace`` seconds, and wait until none is.
+    """End all that ``find`` finds, and wait until it finds nothing.
+
+    The daemons are killed outright: their state goes away with them, and no job is requeued meanwhile. The jobs'
+    processes get SIGTERM and ``grace`` seconds, their steps' daemons die last.
 
     Returns:
         how many processes were ended.
@@ -164,21 +167,19 @@ def end(find: Callable[[], list[Member]], grace: float, bound: float = 10.0) -> 
         Failed: if some still live ``bound`` seconds after SIGKILL.
     """
     start = time.monotonic()
-    asked: set[Process] = set()
+    signalled: set[tuple[Process, int]] = set()
     while left := find():
         elapsed = time.monotonic() - start
-        # A step whose controller is gone reports to it for ever; there is nothing to wait for in it.
-        if elapsed >= grace or all(member.name == "slurmstepd" for member in left):
-            if elapsed > grace + bound:
-                pids = ", ".join(f"{member.process.pid} ({member.name})" for member in left)
-                raise Failed(f"these processes of the emulated cluster cannot be ended: {pids}")
-            for member in left:
-                send(member, signal.SIGKILL)
-                asked.add(member.process)
-        else:
-            for member in left:
-                if member.process not in asked:
-                    send(member, signal.SIGTERM)
-                    asked.add(member.process)
-        time.sleep(0.05)
-    return len(asked)
+        if elapsed > grace + bound:
+            pids = ", ".join(f"{member.process.pid} ({member.name})" for member in left)
+            raise Failed(f"these processes of the emulated cluster cannot be ended: {pids}")
+        # A step whose controller is gone reports to it for ever; once its tasks have ended, there is nothing in it.
+        last = elapsed >= grace or all(member.daemon or member.name == "slurmstepd" for member in left)
+        for member in left:
+            number = signal.SIGKILL if last or member.daemon else signal.SIGTERM
+            spared = not last and member.name == "slurmstepd"
+            if not spared and (member.process, number) not in signalled:
+                send(member, number)
+                signalled.add((member.process, number))
+        time.sleep(0.02)
+    return len({process for process, _ in signalled})

@@ -1,0 +1,72 @@
+"""The names inside a run folder that the monitor reads. Those inside an attempt are spelled here only.
+
+```
+runs/<name>/<id>/
+  config.yaml  state.json  FINISHED  job.log  sample.txt
+  attempts/<k>/
+    attempt.json     who runs this attempt, when it began and how it ended
+    rank-<r>.jsonl   records of a rank (monitoring/record.py is the protocol)
+    experts.jsonl    tokens per expert, written by rank 0
+    rank-<r>.log     stdout and stderr of a rank
+```
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+CONFIG = "config.yaml"
+STATE = "state.json"
+FINISHED = "FINISHED"
+JOB_LOG = "job.log"
+SAMPLE = "sample.txt"
+
+ATTEMPTS = "attempts"
+ATTEMPT_INFO = "attempt.json"
+EXPERTS = "experts.jsonl"
+
+_RECORDS = re.compile(r"rank-(\d+)\.jsonl")
+
+
+def attempt_folder(run: Path, number: int) -> Path:
+    """Where attempt ``number`` of the run in folder ``run`` keeps its files."""
+    return run / ATTEMPTS / str(number)
+
+
+def attempt_numbers(run: Path) -> list[int]:
+    """The attempts that have a folder, ascending; empty where there is none yet or none can be listed."""
+    try:
+        names = [entry.name for entry in (run / ATTEMPTS).iterdir()]
+    except OSError:
+        return []
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
+
+
+def attempt_info(attempt: Path) -> Path:
+    """The JSON in which the supervisor says who runs the attempt and how it ended."""
+    return attempt / ATTEMPT_INFO
+
+
+def rank_records(attempt: Path, rank: int) -> Path:
+    """The records of one rank."""
+    return attempt / f"rank-{rank}.jsonl"
+
+
+def rank_log(attempt: Path, rank: int) -> Path:
+    """What one rank printed."""
+    return attempt / f"rank-{rank}.log"
+
+
+def experts_records(attempt: Path) -> Path:
+    """Tokens per expert, written by rank 0."""
+    return attempt / EXPERTS
+
+
+def recorded_ranks(attempt: Path) -> list[int]:
+    """The ranks that have a records file, ascending."""
+    try:
+        names = [entry.name for entry in attempt.iterdir()]
+    except OSError:
+        return []
+    return sorted(int(match[1]) for name in names if (match := _RECORDS.fullmatch(name)))

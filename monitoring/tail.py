@@ -1,0 +1,205 @@
+"""Readers of growing files that take only what is new.
+
+They poll by opening and reading on, and trust neither size nor modification time to say that nothing is new:
+on parallel file systems both lag behind the data. A file that was truncated or replaced is read again from
+its start, and the caller is told to forget what it had.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from monitoring import layout
+from monitoring.record import PROTOCOL
+from monitoring.text import clean
+
+_HEAD = 256  # bytes by which a file is known again
+_BLOCK = 1 << 20  # bytes read at once
+_LONGEST = 1 << 20  # bytes without a newline beyond which they are damage and not a line
+
+
+@dataclass
+class Increment:
+    """A block of what a file gained since it was last read."""
+
+    items: list[Any] = field(default_factory=list)
+    again: bool = False  # the file is another one: forget all items before these
+
+
+class _Growing:
+    """The new bytes of a file, in blocks."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offset = 0  # of the first byte that was not consumed
+        self.error = ""  # why the file could not be read the last time; "" if it could, or is not there yet
+        self._head = b""
+
+    def _blocks(self, skip_to_last: int | None = None) -> Iterator[tuple[bool, bytes]]:
+        """Yield (whether the file is another one than before, bytes from ``offset`` on).
+
+        The consumer moves ``offset``; reading goes on behind each block as a whole.
+
+        Args:
+            skip_to_last: of a file read for the first time, begin at most so many bytes before its end.
+        """
+        self.error = ""
+        try:
+            handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            if self.offset:
+                self.offset, self._head = 0, b""
+                yield True, b""
+            return
+        except OSError as error:
+            self.error = error.strerror or str(error)
+            return
+        try:
+            size = os.fstat(handle).st_size
+            head = os.pread(handle, _HEAD, 0)
+            again = size < self.offset or not head.startswith(self._head)
+            if again:
+                self.offset = 0
+            if skip_to_last is not None and self.offset == 0:
+                self.offset = max(0, size - skip_to_last)
+            self._head = head
+            position = self.offset
+            while block := os.pread(handle, _BLOCK, position):
+                position += len(block)
+                yield again, block
+                again = False
+            if again:
+                yield True, b""
+        except OSError as error:
+            self.error = error.strerror or str(error)
+        finally:
+            os.close(handle)
+
+
+class RecordTail(_Growing):
+    """The new records of one file of the protocol in ``monitoring/record.py``.
+
+    Args:
+        begin: read a file that is already there only from so many bytes before its end; None: all of it.
+    """
+
+    def __init__(self, path: Path, begin: int | None = None) -> None:
+        super().__init__(path)
+        self.bad = 0  # lines and stretches that could not be read as records
+        self.newer = 0  # protocol of a file that is too new to be read; 0: it is not
+        self._begin = begin
+
+    def read(self) -> Iterator[Increment]:
+        """The records of all whole lines since the last call, a block at a time.
+
+        A torn last line is left for the next call. All increments are to be consumed before that.
+        """
+        rest = b""
+        cut = self._begin is not None and self.offset == 0
+        for again, block in self._blocks(self._begin):
+            if again:
+                rest, self.bad, self.newer = b"", 0, 0
+                cut = self._begin is not None
+            found = Increment(again=again)
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                begun = self.offset
+                self.offset += len(line) + 1
+                if cut and begun:  # begins in the middle of a line
+                    cut = False
+                    continue
+                cut = False
+                self._take(line, found.items)
+            if len(rest) > _LONGEST:  # no line is so long: one NUL stands for the damage
+                self.offset += len(rest) - 1
+                rest = b"\0"
+            yield found
+
+    def _take(self, line: bytes, items: list[dict[str, Any]]) -> None:
+        if not line:
+            return
+        if b"\0" in line:
+            self.bad += 1
+            line = line[line.rfind(b"\0") + 1 :]
+            if not line:
+                return
+        try:
+            record = orjson.loads(line)
+        except ValueError:
+            self.bad += 1
+            return
+        if not (
+            isinstance(record, dict)
+            and isinstance(record.get("seq"), int)
+            and isinstance(record.get("t"), int | float)
+            and isinstance(record.get("kind"), str)
+        ):
+            self.bad += 1
+            return
+        if record["kind"] == "header":
+            protocol = record.get("protocol")
+            self.newer = protocol if isinstance(protocol, int) and protocol > PROTOCOL else 0
+        if not self.newer:
+            items.append(record)
+
+
+class TextTail(_Growing):
+    """The last lines of a log, safe to print.
+
+    Args:
+        keep: lines kept.
+        begin: bytes before the end at which a log that is already there is begun.
+    """
+
+    def __init__(self, path: Path, keep: int = 200, begin: int = 1 << 16) -> None:
+        super().__init__(path)
+        self._begin = begin
+        self._lines: deque[str] = deque(maxlen=keep)
+        self._torn = b""
+
+    def read(self) -> tuple[str, ...]:
+        """The last lines by now, the unfinished one included."""
+        torn = self._torn
+        for again, block in self._blocks(self._begin):
+            if again:
+                self._lines.clear()
+                torn = b""
+            self.offset += len(block)
+            *lines, torn = (torn + block).split(b"\n")
+            for line in lines[-(self._lines.maxlen or 0) :]:
+                self._lines.append(_text(line))
+            torn = torn[-(1 << 14) :]
+        self._torn = torn
+        if torn.strip():
+            return (*self._lines, _text(torn))
+        return tuple(self._lines)
+
+
+def _text(line: bytes) -> str:
+    return clean(line[-(1 << 14) :].decode("utf-8", "replace"))
+
+
+def last_record(attempt: Path) -> dict[str, Any] | None:
+    """The newest ``step`` record of rank 0 in an attempt's folder; None if there is none."""
+    for begin in (1 << 16, None):  # it stands near the end, unless something went on recording without stepping
+        last = None
+        for found in RecordTail(layout.rank_records(attempt, 0), begin).read():
+            for record in found.items:
+                if record["kind"] == "step" and type(record.get("step")) is int:
+                    last = record
+        if last is not None:
+            return last
+    return None
+
+
+def last_step(attempt: Path) -> int | None:
+    """The newest step that rank 0 recorded in an attempt's folder; None if there is none."""
+    record = last_record(attempt)
+    return None if record is None else record["step"]

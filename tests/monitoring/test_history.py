@@ -1,0 +1,206 @@
+"""Attempts joined into one history: the curve of an uninterrupted run, and every lost step counted."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monitoring import layout
+from monitoring.history import History, load
+from monitoring.record import PROTOCOL, encode
+from tests.monitoring.generate import BATCH, Shape, Try, generate, loss
+
+
+def write(run: Path, attempt: int, records: list[tuple[str, float, dict[str, Any]]]) -> Path:
+    """One attempt's records of rank 0 as (kind, wall time, fields)."""
+    folder = layout.attempt_folder(run, attempt)
+    folder.mkdir(parents=True, exist_ok=True)
+    made = encode(0, 0.0, "header", {"protocol": PROTOCOL, "attempt": attempt, "rank": 0, "start": 0.0})
+    for kind, t, fields in records:
+        made += encode(len(made), t, kind, fields)
+    layout.rank_records(folder, 0).write_bytes(b"".join(made))
+    return folder
+
+
+def steps(*numbers: int, **metrics: float) -> list[tuple[str, float, dict[str, Any]]]:
+    return [("step", float(n), {"step": n, "tokens": n * BATCH, "loss": loss(n), **metrics}) for n in numbers]
+
+
+@st.composite
+def interrupted(draw: st.DrawFn) -> list[tuple[int, int]]:
+    """Attempts as (checkpoint resumed from, last step); each resumes from a step that was reached, or anew."""
+    reached, kept = 0, []
+    for _ in range(draw(st.integers(1, 6))):
+        start = draw(st.integers(0, reached))
+        end = start + draw(st.integers(0, 15))
+        kept.append((start, end))
+        reached = end if end > start else start
+    return kept
+
+
+@given(interrupted(), st.booleans())
+def test_the_history_is_that_of_a_run_which_was_never_interrupted(
+    tmp_path_factory: pytest.TempPathFactory, attempts: list[tuple[int, int]], told: bool
+) -> None:
+    run = tmp_path_factory.mktemp("run")
+    done: list[int] = []  # the steps that count, as an exact replay would have them
+    made = 0
+    for number, (start, end) in enumerate(attempts):
+        resumed = [("event", 0.0, {"event": "resumed", "fields": {"step": start}})] if told else []
+        write(run, number, resumed + steps(*range(start + 1, end + 1)))
+        if told or end > start:  # an attempt that recorded nothing at all goes back nowhere
+            done = done[:start] + list(range(start + 1, end + 1))
+        made += end - start
+    history = History(run)
+    history.refresh()
+    frame = history.frame()
+    assert frame["step"].tolist() == done
+    assert frame["tokens"].tolist() == [step * BATCH for step in done]
+    assert (frame["loss"].tolist() if done else []) == [loss(step) for step in done]
+    assert history.lost_steps == made - len(done) == len(history.lost_frame())
+    owner = {s: n for n, (start, end) in enumerate(attempts) for s in range(start + 1, end + 1)}
+    assert frame["attempt"].tolist() == [owner[step] for step in done]  # the last attempt wins
+    assert history.series("loss").steps.tolist() == done
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(0, 4000), max_size=10))
+def test_reading_by_increments_gives_what_reading_at_once_gives(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int]
+) -> None:
+    source, run = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("run")
+    shape = Shape(tries=(Try(0, 12), Try(5, 9), Try(8, 20)), files=False, layers=(2,), world_size=1)
+    generate(source, shape)
+    history = History(run)
+    for number in layout.attempt_numbers(source):
+        text = layout.rank_records(layout.attempt_folder(source, number), 0).read_bytes()
+        folder = layout.attempt_folder(run, number)
+        folder.mkdir(parents=True)
+        begin = 0
+        for end in [*sorted(cuts), len(text)]:
+            with layout.rank_records(folder, 0).open("ab") as file:
+                file.write(text[begin : max(begin, end)])
+            begin = max(begin, min(end, len(text)))
+            history.refresh()
+    whole = load(source).history
+    assert history.frame().equals(whole)
+    assert whole["step"].tolist() == list(range(1, 21))
+
+
+def test_lost_work_is_kept_beside_the_curve(tmp_path: Path) -> None:
+    write(tmp_path, 0, steps(*range(1, 111)))
+    write(tmp_path, 1, steps(101, 102, 103))
+    frames = load(tmp_path)
+    assert frames.history["step"].tolist() == list(range(1, 104))
+    assert frames.lost["step"].tolist() == list(range(101, 111))
+    assert frames.attempts["lost_steps"].tolist() == [10, 0]
+    assert frames.attempts["resumed_from"].tolist() == [0, 100]
+
+
+def test_a_fallback_to_an_older_checkpoint_reaches_over_several_attempts(tmp_path: Path) -> None:
+    write(tmp_path, 0, steps(*range(1, 111)))
+    write(tmp_path, 1, steps(*range(101, 121)))
+    write(tmp_path, 2, steps(*range(51, 61)))
+    history = History(tmp_path)
+    history.refresh()
+    assert history.last is not None and history.last[0] == 60
+    assert [stretch.lost for stretch in history.stretches()] == [60, 20, 0]
+
+
+def test_an_attempt_that_goes_back_by_itself_is_joined_alike(tmp_path: Path) -> None:
+    write(tmp_path, 0, steps(*range(1, 31)) + steps(*range(21, 41)))
+    frames = load(tmp_path)
+    assert frames.history["step"].tolist() == list(range(1, 41))
+    assert frames.attempts["lost_steps"].tolist() == [10]
+
+
+def test_nan_infinity_and_missing_are_three_things(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        0,
+        [
+            ("step", 1.0, {"step": 1, "tokens": 1, "loss": 2.0}),
+            ("step", 2.0, {"step": 2, "tokens": 2, "loss": math.nan}),
+            ("step", 3.0, {"step": 3, "tokens": 3, "loss": math.inf, "validation_loss": 1.5}),  # a late key
+            ("step", 4.0, {"step": 4, "tokens": 4}),
+        ],
+    )
+    frame = load(tmp_path).history
+    assert frame["loss"].isna().tolist() == [False, False, False, True]
+    assert math.isnan(frame["loss"].array[1]) and frame["loss"].array[2] == math.inf
+    assert frame["validation_loss"].isna().tolist() == [True, True, False, True]
+    history = History(tmp_path)
+    history.refresh()
+    assert history.series("loss").steps.tolist() == [1, 2, 3]
+    assert history.latest() == {"loss": math.inf, "validation_loss": 1.5}
+
+
+def test_a_step_split_over_lines_is_one_row(tmp_path: Path) -> None:
+    many = {f"expert_{n}_of_a_layer_with_a_long_name": float(n) for n in range(200)}
+    write(tmp_path, 0, steps(1, **many) + steps(2))
+    frame = load(tmp_path).history
+    assert frame["step"].tolist() == [1, 2]
+    assert frame["expert_199_of_a_layer_with_a_long_name"].array[0] == 199.0
+
+
+def test_the_speed_is_of_the_current_attempt_and_no_pause_or_clock_moves_it(tmp_path: Path) -> None:
+    times = np.cumsum([0.0] + [0.5] * 40)
+    times[20:] += 30.0  # a checkpoint
+    times[30:] -= 7200.0  # the clock was set back
+    records = [("step", t, {"step": n, "tokens": n * 1000}) for n, t in enumerate(times.tolist(), 1)]
+    write(tmp_path, 0, records)
+    history = History(tmp_path)
+    history.refresh()
+    assert history.tokens_per_s() == pytest.approx(2000.0)
+    write(tmp_path, 1, [("step", 9e4, {"step": 42, "tokens": 42_000})])
+    history.refresh()
+    assert history.tokens_per_s() is None  # one step shows no speed, and another attempt's is not this one's
+
+
+def test_what_is_damaged_dropped_or_newer_is_said(tmp_path: Path) -> None:
+    folder = write(tmp_path, 0, [*steps(1, 2), ("dropped", 3.0, {"count": 7, "error": "disk full"})])
+    with layout.rank_records(folder, 0).open("ab") as file:
+        file.write(b'garbage\n{"seq":9,"t":1.0,"kind":"step","step":"three"}\n{"seq":10,"t":1.0,"kind":"unheard"}\n')
+    newer = layout.attempt_folder(tmp_path, 1)
+    newer.mkdir()
+    header = {"seq": 0, "t": 0.0, "kind": "header", "protocol": PROTOCOL + 1}
+    layout.rank_records(newer, 0).write_bytes(orjson.dumps(header) + b"\n")
+    history = History(tmp_path)
+    history.refresh()
+    assert history.problems() == [
+        "attempt 0: 2 damaged lines skipped",
+        "attempt 0: 7 records could not be written",
+        f"attempt 1: rank-0.jsonl has protocol {PROTOCOL + 1}, this reads up to {PROTOCOL}",
+    ]
+    assert history.frame()["step"].tolist() == [1, 2]
+
+
+def test_all_ranks_and_all_loads_are_there_for_those_who_ask(tmp_path: Path) -> None:
+    run = generate(tmp_path / "run", Shape())
+    layout.rank_records(layout.attempt_folder(run, 1), 2).unlink()  # a rank that never came to write
+    frames = load(run)
+    assert set(frames.ranks["rank"]) == {1, 2, 3}
+    assert frames.ranks.query("rank == 2")["attempt"].unique().tolist() == [0, 2]
+    assert frames.ranks.query("rank == 3 and step == 120")["step_s"].tolist() == [pytest.approx(0.88)]
+    loads = frames.experts.query("attempt == 2 and step == 290 and layer == 4")
+    assert loads["expert"].tolist() == list(range(16))
+    history = History(run)
+    history.refresh()
+    assert history.experts()[4] == (290, loads["tokens"].tolist())
+
+
+def test_no_attempt_and_no_record_are_an_empty_history(tmp_path: Path) -> None:
+    assert load(tmp_path).history.empty and load(tmp_path).attempts.empty and load(tmp_path).ranks.empty
+    layout.attempt_folder(tmp_path, 0).mkdir(parents=True)
+    frames = load(tmp_path)
+    assert list(frames.history) == ["step", "tokens", "attempt", "t"] and frames.history.empty
+    assert frames.attempts["number"].tolist() == [0]
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "none")

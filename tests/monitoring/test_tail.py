@@ -1,0 +1,207 @@
+"""Readers take each whole line once, whatever was torn, damaged, truncated or replaced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitoring.layout import rank_records
+from monitoring.record import PROTOCOL, encode
+from monitoring.tail import RecordTail, TextTail, last_record, last_step
+from monitoring.text import clean
+
+
+def lines(count: int, first: int = 0) -> list[bytes]:
+    made = encode(0, 1.0, "header", {"protocol": PROTOCOL, "run": "demo", "start": float(first)})
+    for step in range(1, count):
+        made += encode(len(made), 1.0 + step, "step", {"step": first + step, "tokens": step, "loss": 1.0 / step})
+    return made
+
+
+def take(tail: RecordTail) -> list[dict[str, Any]]:
+    return [record for found in tail.read() for record in found.items]
+
+
+def steps(records: list[dict[str, Any]]) -> list[int]:
+    return [record["step"] for record in records if record["kind"] == "step"]
+
+
+def test_a_file_torn_at_any_byte_loses_no_whole_line_and_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "rank-0.jsonl"
+    made = lines(6)
+    text = b"".join(made)
+    for cut in range(len(text) + 1):
+        path.write_bytes(text[:cut])
+        tail = RecordTail(path)
+        before = take(tail)
+        assert len(before) == text[:cut].count(b"\n")
+        with path.open("ab") as file:
+            file.write(text[cut:])
+        after = take(tail)
+        assert [record["seq"] for record in before + after] == list(range(6))
+        assert tail.bad == 0 and not tail.error
+        assert not take(tail)
+
+
+@given(st.lists(st.integers(0, 400), max_size=12))
+def test_however_a_file_grows_each_record_comes_once(tmp_path_factory: pytest.TempPathFactory, cuts: list[int]) -> None:
+    text = b"".join(lines(8))
+    path = tmp_path_factory.mktemp("tail") / "rank-0.jsonl"
+    tail = RecordTail(path)
+    found = take(tail)
+    done = 0
+    for cut in [*sorted(cuts), len(text)]:
+        with path.open("ab") as file:
+            file.write(text[done : max(done, cut)])
+        done = max(done, cut)
+        found += take(tail)
+    assert [record["seq"] for record in found] == list(range(8))
+
+
+def test_a_hole_of_nuls_costs_only_the_line_it_tore(tmp_path: Path) -> None:
+    path = tmp_path / "rank-0.jsonl"
+    made = lines(6)
+    path.write_bytes(b"".join(made[:3]) + made[3][:20] + b"\0" * 4096 + b"".join(made[4:]))
+    tail = RecordTail(path)
+    assert steps(take(tail)) == [1, 2, 4, 5]
+    assert tail.bad == 1
+
+
+def test_a_hole_of_megabytes_is_passed_without_holding_it(tmp_path: Path) -> None:
+    path = tmp_path / "rank-0.jsonl"
+    made = lines(4)
+    with path.open("wb") as file:
+        file.write(b"".join(made[:2]))
+        file.seek(20 << 20)
+        file.write(b"".join(made[2:]))
+    tail = RecordTail(path)
+    assert steps(take(tail)) == [1, 2, 3]
+    assert tail.bad >= 1
+
+
+garbage = st.binary(max_size=40).map(lambda data: data.replace(b"\n", b""))
+no_record = st.sampled_from([b"[]", b"1", b'"x"', b"null", b'{"seq":"0","t":1,"kind":"step"}', b'{"seq":1}', b"NaN"])
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), garbage | no_record), max_size=8))
+def test_garbage_lines_are_skipped_and_counted(
+    tmp_path_factory: pytest.TempPathFactory, inserted: list[tuple[int, bytes]]
+) -> None:
+    made = lines(5)
+    parts = [[line] for line in made]
+    for place, data in inserted:
+        parts[place].append(data + b"\n")
+    path = tmp_path_factory.mktemp("tail") / "rank-0.jsonl"
+    path.write_bytes(b"".join(part for group in parts for part in group))
+    tail = RecordTail(path)
+    assert [record["seq"] for record in take(tail)] == list(range(5))
+    assert tail.bad >= len([data for _, data in inserted if data.strip(b"\0") and data])
+
+
+@pytest.mark.parametrize("count", [2, 5, 9])
+def test_a_replaced_file_is_read_anew_whatever_its_size(tmp_path: Path, count: int) -> None:
+    path = tmp_path / "rank-0.jsonl"
+    path.write_bytes(b"".join(lines(5)))
+    tail = RecordTail(path)
+    take(tail)
+    path.write_bytes(b"".join(lines(count, first=100)))
+    first, *_ = list(tail.read())
+    assert first.again and steps(first.items) == list(range(101, 100 + count))
+
+
+def test_a_truncated_and_a_deleted_file_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "rank-0.jsonl"
+    path.write_bytes(b"".join(lines(5)))
+    tail = RecordTail(path)
+    take(tail)
+    path.write_bytes(b"")
+    assert [found.again for found in tail.read()] == [True]
+    path.write_bytes(b"".join(lines(3)))
+    assert steps(take(tail)) == [1, 2]
+    path.unlink()
+    assert [found.again for found in tail.read()] == [True]
+    assert not list(tail.read()) and not tail.error
+
+
+def test_what_is_no_file_is_an_error_in_words(tmp_path: Path) -> None:
+    tail = RecordTail(tmp_path)
+    assert not take(tail) and tail.error
+
+
+def test_records_of_a_newer_protocol_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "rank-0.jsonl"
+    header = orjson.dumps({"seq": 0, "t": 1.0, "kind": "header", "protocol": PROTOCOL + 1}) + b"\n"
+    path.write_bytes(header + b"".join(lines(3)[1:]))
+    tail = RecordTail(path)
+    assert not take(tail) and tail.newer == PROTOCOL + 1
+
+
+def test_the_newest_step_is_found_from_the_end(tmp_path: Path) -> None:
+    assert last_record(tmp_path) is None and last_step(tmp_path) is None
+    made = lines(3000)
+    rank_records(tmp_path, 0).write_bytes(b"".join(made) + made[5][:30])
+    record = last_record(tmp_path)
+    assert record is not None and (record["step"], record["tokens"]) == (2999, 2999)
+    assert last_step(tmp_path) == 2999
+    [noise] = encode(0, 1.0, "event", {"event": "x", "fields": {"a": "b" * 500}})
+    rank_records(tmp_path, 0).write_bytes(b"".join(made) + noise * 300)
+    assert last_step(tmp_path) == 2999
+
+
+def test_a_log_is_followed_with_its_unfinished_line(tmp_path: Path) -> None:
+    path = tmp_path / "rank-0.log"
+    tail = TextTail(path, keep=3)
+    assert tail.read() == ()
+    path.write_text("one\ntwo\nthr")
+    assert tail.read() == ("one", "two", "thr")
+    with path.open("a") as file:
+        file.write("ee\nfour\n")
+    assert tail.read() == ("two", "three", "four")
+    path.write_text("new\n")
+    assert tail.read() == ("new",)
+
+
+def test_of_a_huge_log_only_the_end_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rank-0.log"
+    with path.open("wb") as file:
+        file.truncate(5 << 30)
+        file.seek(0, 2)
+        file.write(b"\nthe end\n")
+    assert TextTail(path).read()[-1] == "the end"
+
+
+@pytest.mark.parametrize(
+    ("given_", "shown"),
+    [
+        ("plain [bold]x[/] :smile:", "plain [bold]x[/] :smile:"),
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b]0;title\x07text", "text"),
+        ("\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "link"),
+        ("\x9b2Jgone", "gone"),
+        ("\x1bPq#0\x1b\\sixel", "sixel"),
+        ("\x1b[?1049hscreen", "screen"),
+        ("\x1b", ""),
+        (" 10%\r 20%\r 30%", " 30%"),
+        (" 10%\r", " 10%"),
+        ("a\tb", "a   b"),
+        ("bell\x07 back\x08 nul\0", "bell\ufffd back\ufffd nul\ufffd"),
+        ("\u202egnp.exe", "\ufffdgnp.exe"),
+        ("漢字 ü é", "漢字 ü é"),
+    ],
+)
+def test_text_from_outside_is_printed_and_never_acted_on(given_: str, shown: str) -> None:
+    assert clean(given_) == shown
+
+
+@given(st.text())
+def test_cleaned_text_has_nothing_a_terminal_acts_on(text: str) -> None:
+    shown = clean(text)
+    assert clean(shown) == shown
+    assert not any(
+        ord(char) < 32 or 127 <= ord(char) < 160 or char in "\u202a\u202b\u202d\u202e\u2066" for char in shown
+    )
