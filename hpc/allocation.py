@@ -127,16 +127,22 @@ class SlurmAllocation:
             return ledger.silent_for(run, record) < limit
 
     def taken_away(self) -> str | None:
-        with contextlib.suppress(SlurmError):
-            down = slurm.down_nodes(self.nodes)
-            if down:
-                return f"node {', '.join(down)} is down"
+        if down := self._down():
+            return down
         # Should saving take all the time that Slurm gives, the job is at least not held for two minutes.
         with contextlib.suppress(SlurmError):
             slurm.start_at(self.job_id, SAFE_HOLD)
         return None
 
+    def _down(self) -> str | None:
+        with contextlib.suppress(SlurmError):
+            if down := slurm.down_nodes(self.nodes):
+                return f"node {', '.join(down)} is down"
+        return None
+
     def cause_of_stop(self, reason: str, grace: float) -> tuple[Cause, str]:
+        if reason == "SIGTERM" and (down := self._down()):
+            return Cause.node_failure, down
         # Slurm may send the signal up to a minute early.
         left = self.ends - time.time()
         state = ""

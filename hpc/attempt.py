@@ -173,6 +173,10 @@ def start(run: str) -> None:
         if attempt.rank == 0 or not (attempt.folder / REFUSED).exists():
             write_text(attempt.folder / REFUSED, f"{error}\n")
         sys.exit(Refused.status)
+    except Failed as error:
+        # What went wrong is known, so a traceback would only hide it; the supervisor reads this line.
+        print(f"Error: {error}", file=sys.stderr, flush=True)
+        sys.exit(Failed.status)
     finally:
         # A leaving interpreter puts the default back, and a late reminder to stop would kill a rank that did.
         for number in (signal.SIGUSR2, signal.SIGTERM):

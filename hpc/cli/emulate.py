@@ -72,10 +72,9 @@ def _up(args: argparse.Namespace) -> int:
 
     emulation = emulate.up(cluster, options, say)
     say("is up already" if before else f"all {emulation.nodes} nodes idle after {time.monotonic() - start:.1f} s")
-    nodes = f" job.nodes={emulation.nodes}" if args.nodes else ""
     print(
         f"{_describe(emulation)}\n"
-        f"rehearse:  hpc submit job=hello cluster={cluster.name}{nodes} --wait\n"
+        f"rehearse:  hpc submit job=hello cluster={cluster.name} --wait\n"
         f"by hand:   export {_export(emulation)}; sinfo\n"
         f"end it:    hpc emulate down cluster={cluster.name}"
     )

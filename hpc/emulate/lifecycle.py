@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hpc import slurm
 from hpc.emulate import daemons, processes, slurm_conf, state
@@ -97,8 +97,11 @@ def down(name: str, keep_logs: bool = False, say: Callable[[str], None] = _quiet
 
 
 @contextmanager
-def emulated(cluster: Cluster, options: Options | None = None) -> Iterator[Emulation]:
+def emulated(cluster: Cluster, options: Options | None = None, **changes: Any) -> Iterator[Emulation]:
     """An emulated cluster for the length of a ``with``; it is always ended.
+
+    Args:
+        changes: fields of ``options``, such as ``nodes=2, fast=True``.
 
     Raises:
         Refused: if it is up already: whoever brought it up wants to keep it.
@@ -106,7 +109,7 @@ def emulated(cluster: Cluster, options: Options | None = None) -> Iterator[Emula
     if find(cluster.name) is not None:
         raise Refused(f"the emulated {cluster.name} is up already. Try: hpc emulate down cluster={cluster.name}")
     try:
-        yield up(cluster, options)
+        yield up(cluster, dataclasses.replace(options or Options(), **changes))
     finally:
         down(cluster.name)
 

@@ -1,0 +1,201 @@
+"""``job=train``: one rank of a training run. Joins the attempt, the trainer and the monitor's records."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpc.attempt import Attempt
+from hpc.errors import Failed, Refused
+from hpc.runs import Run, load_config, mark_finished, write_text
+from monitoring.record import Recorder
+from trainer.config import TrainerConfig, problems
+
+# torch is imported inside functions: the stop handlers must be in place before the seconds that it takes.
+if TYPE_CHECKING:
+    from trainer.data import TokenDataset
+    from trainer.parallel import Engine
+    from trainer.train import Outcome
+
+log = logging.getLogger(__name__)
+
+
+class Train:
+    """Train the model of a run, from its newest checkpoint to its token target or until it is asked to stop."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = Run(run)
+
+    def __call__(self) -> None:
+        """
+        Returns when the run is finished, or was saved because a rank was asked to stop.
+
+        Raises:
+            Refused: if the request cannot be met: no further attempt would do better.
+            Failed: if training cannot go on, such as on a full disk or a loss that is not finite.
+        """
+        attempt = Attempt.from_environment()
+        attempt.install_stop_handlers()
+        _log_to_stdout(attempt.rank)
+        config = _trainer_config(self.run)
+        parts = (config.model, config.data, config.optim, config.parallel, config.train)
+        if found := [str(problem) for problem in problems(*parts, attempt.world_size)]:
+            raise Refused("\n".join(found))
+        record = Recorder(
+            folder=attempt.folder,
+            rank=attempt.rank,
+            world_size=attempt.world_size,
+            run=self.run.id,
+            attempt=attempt.number,
+        )
+        try:
+            self._train(config, attempt, record)
+        finally:
+            record.close()
+
+    def _train(self, config: TrainerConfig, attempt: Attempt, record: Recorder) -> None:
+        dataset = _dataset(config)
+        with _quick_start():
+            engine = _build(config, attempt, record)
+        from trainer.checkpoint import CheckpointError, CheckpointMismatch
+        from trainer.distributed import leave
+        from trainer.train import NonFiniteError, train
+
+        try:
+            outcome = train(
+                config,
+                engine,
+                dataset=dataset,
+                checkpoints=self.run.checkpoints,
+                stop=attempt.stop,
+                record=record,
+            )
+        except CheckpointMismatch as error:
+            raise Refused(str(error)) from error
+        except (CheckpointError, NonFiniteError) as error:
+            raise Failed(str(error)) from error
+        if outcome.kind == "finished":
+            self._finish(config, engine, outcome, record)
+        leave()
+
+    def _finish(self, config: TrainerConfig, engine: Engine, outcome: Outcome, record: Recorder) -> None:
+        """Collective: the sample, then the marker that ends the run, which is the last thing written."""
+        text = _sample(config, engine)
+        record.sync()
+        if engine.rank != 0:
+            return
+        if text is not None:
+            write_text(self.run.sample, text + "\n")
+        mark_finished(
+            self.run.folder,
+            step=outcome.step,
+            tokens=outcome.tokens,
+            loss_first=outcome.loss_first,
+            loss_last=outcome.loss_last,
+            tokens_per_s=outcome.tokens_per_s,
+        )
+
+
+def _trainer_config(run: Run) -> TrainerConfig:
+    whole = load_config(run.folder)
+    return TrainerConfig(whole.model, whole.data, whole.optim, whole.parallel, whole.train)
+
+
+def _build(config: TrainerConfig, attempt: Attempt, record: Recorder) -> Engine:
+    """Import torch, join the other ranks, and lay the model in its initial state over them."""
+    began = time.perf_counter()
+    from trainer import distributed, parallel
+
+    try:
+        device = distributed.device_of(config.train.device, attempt.local_rank)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    distributed.set_threads(config.parallel.threads, attempt.ranks_per_node)
+    distributed.set_deterministic(config.train.deterministic)
+    parallel.load(config)
+    imported = time.perf_counter()
+    distributed.join(
+        rank=attempt.rank,
+        world_size=attempt.world_size,
+        device=device,
+        publish=attempt.publish,
+        lookup=attempt.lookup,
+    )
+    attempt.ready()
+    joined = time.perf_counter()
+    engine = parallel.build(config, device)
+    built = time.perf_counter()
+    record.event("started", import_s=imported - began, join_s=joined - imported, build_s=built - joined)
+    return engine
+
+
+def _dataset(config: TrainerConfig) -> TokenDataset:
+    from trainer.data import DataError, TokenDataset
+
+    try:
+        dataset = TokenDataset(Path(config.data.path), config.data.seq_len, config.train.seed)
+    except DataError as error:
+        raise Refused(str(error)) from error
+    if dataset.vocab_size > config.model.vocab_size:
+        raise Refused(
+            f"model.vocab_size={config.model.vocab_size}: the data in {config.data.path} has "
+            f"{dataset.vocab_size} token ids. Try: model.vocab_size={dataset.vocab_size}"
+        )
+    return dataset
+
+
+def _sample(config: TrainerConfig, engine: Engine) -> str | None:
+    """Collective: what the model writes; on rank 0, None where the tokenizer cannot be read."""
+    import torch.distributed as dist
+
+    from trainer.data import DataError, Tokenizer
+    from trainer.data.manifest import TOKENIZER
+    from trainer.generate import generate
+
+    tokenizer: Tokenizer | None = None
+    prompt: list[list[int] | None] = [None]
+    if engine.rank == 0:
+        try:
+            tokenizer = Tokenizer.load(Path(config.data.path) / TOKENIZER)
+            prompt = [tokenizer.encode(config.train.sample_prompt) or [tokenizer.eos]]
+        except DataError as error:  # training is done; that must not be lost for want of a sample
+            log.warning("no sample: %s", error)
+    dist.broadcast_object_list(prompt)
+    if prompt[0] is None:
+        return None
+    ids = generate(
+        engine,
+        prompt[0],
+        tokens=config.train.sample_tokens,
+        max_seq_len=config.model.max_seq_len,
+        temperature=0.8,
+        seed=config.train.seed,
+    )
+    return tokenizer.decode(ids) if tokenizer is not None else None
+
+
+def _log_to_stdout(rank: int) -> None:
+    logging.basicConfig(
+        stream=sys.stdout,
+        level=logging.INFO if rank == 0 else logging.WARNING,
+        format=f"%(asctime)s [{rank}] %(message)s",
+        datefmt="%H:%M:%S",
+    )
+
+
+@contextlib.contextmanager
+def _quick_start() -> Iterator[None]:
+    """Without garbage collection: importing torch makes objects by the million, of which none is garbage, and
+    looking for it among them takes a quarter of the time of a start."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # nor is it worth looking at them later
+        gc.enable()

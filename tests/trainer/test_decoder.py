@@ -1,0 +1,103 @@
+"""The decoder's behaviour, and its first values."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.config import ModelConfig
+from trainer.model import Decoder
+from trainer.model.attention import rotary_angles, rotate
+from trainer.model.decoder import moe_layers, parameter_count
+from trainer.model.initial import BLOCK, initial
+
+
+def decoder(config: ModelConfig, dtype: torch.dtype = torch.float64) -> Decoder:
+    model = Decoder(config)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            shape = tuple(p.shape)
+            p.copy_(initial(name, shape, std=0.2, seed=1, start=(0,) * p.ndim, size=shape))
+    return model.to(dtype)
+
+
+def test_a_token_changes_no_logits_before_it_and_some_after_it() -> None:
+    model = decoder(tiny.config().model)
+    tokens_BS = torch.randint(tiny.VOCABULARY, (2, 16))
+    before, _ = model(tokens_BS)
+    changed = tokens_BS.clone()
+    changed[:, 9] = (changed[:, 9] + 1) % tiny.VOCABULARY
+    after, _ = model(changed)
+    torch.testing.assert_close(after[:, :9], before[:, :9], rtol=0, atol=1e-12)
+    assert (after[:, 9:] - before[:, 9:]).abs().amax(-1).min() > 1e-9
+
+
+def test_sequences_of_a_batch_do_not_see_each_other() -> None:
+    model = decoder(tiny.config().model)
+    tokens_BS = torch.randint(tiny.VOCABULARY, (3, 8))
+    together, _ = model(tokens_BS)
+    alone = torch.cat([model(row.unsqueeze(0))[0] for row in tokens_BS])
+    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("every", "layers"), [(1, [1, 2, 3, 4]), (2, [2, 4]), (3, [3])])
+def test_every_nth_layer_from_one_is_moe_and_reports_its_routing(every: int, layers: list[int]) -> None:
+    config = tiny.config().model
+    config.layers = 4
+    assert config.moe is not None
+    config.moe.every = every
+    model = decoder(config)
+    _, routing = model(torch.randint(tiny.VOCABULARY, (2, 8)))
+    assert list(routing) == layers == moe_layers(config)
+    assert all(r.tokens_E.sum() == 2 * 8 * config.moe.top_k for r in routing.values())
+
+
+def test_tied_head_shares_the_embedding() -> None:
+    config = tiny.config().model
+    untied = parameter_count(config)
+    config.tie_embeddings = True
+    assert parameter_count(config) == untied - config.vocab_size * config.d_model
+    logits_BSV, _ = decoder(config)(torch.randint(tiny.VOCABULARY, (1, 4)))
+    assert logits_BSV.shape == (1, 4, config.vocab_size)
+
+
+def test_rotated_products_depend_on_the_distance_alone() -> None:
+    angle_SC = rotary_angles(12, 8, 10000.0, tiny.CPU).double()
+    query, key = torch.randn(8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+    rotated = [rotate(x.expand(1, 1, 12, 8), angle_SC.cos(), angle_SC.sin())[0, 0] for x in (query, key)]
+    products = rotated[0] @ rotated[1].T
+    for a, b in itertools.product(range(8), repeat=2):
+        torch.testing.assert_close(products[a, b], products[a + 4, b + 4], rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), rows=st.integers(1, 9), columns=st.integers(1, 5), seed=st.integers(0, 3))
+def test_a_region_of_a_parameter_starts_as_that_region_of_the_whole(
+    data: st.DataObject, rows: int, columns: int, seed: int
+) -> None:
+    depth = data.draw(st.sampled_from([3, BLOCK // 4, BLOCK]))
+    shape = (rows, columns, max(1, depth // columns))
+    whole = initial("w", shape, std=0.5, seed=seed, start=(0, 0, 0), size=shape)
+    start = tuple(data.draw(st.integers(0, n)) for n in shape)
+    size = tuple(data.draw(st.integers(0, n - s)) for n, s in zip(shape, start, strict=True))
+    region = initial("w", shape, std=0.5, seed=seed, start=start, size=size)
+    assert region.equal(whole[tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))])
+
+
+def test_first_values_have_their_deviation_and_differ_by_name_and_seed() -> None:
+    shape = (300, 400)
+    values = {
+        key: initial(key[0], shape, std=0.02, seed=key[1], start=(0, 0), size=shape)
+        for key in itertools.product(("a", "b"), (0, 1))
+    }
+    for one, other in itertools.combinations(values.values(), 2):
+        assert abs(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]) < 0.02
+    for value in values.values():
+        assert math.isclose(value.std().item(), 0.02, rel_tol=0.02)
+    assert initial("norm", (7,), std=0.02, seed=0, start=(2,), size=(5,)).equal(torch.ones(5))

@@ -1,0 +1,144 @@
+"""Checkpoints on disk: names, markers, checksums, what is kept. Free of torch and of other ranks.
+
+```
+checkpoints/
+  step-120/                 .metadata, __<rank>_0.distcp (torch.distributed.checkpoint), rng.pt
+    COMPLETE                written last: where training stands, and size and checksum of each file
+    CORRUPT                 COMPLETE, renamed, of a checkpoint that was found damaged and passed over
+  .step-160.tmp-<token>/    being written, or left over by a writer that died
+```
+
+A writer fills the temporary folder, renames it, syncs its parent and writes COMPLETE. Whatever moment it dies at,
+the checkpoint before stays. One attempt at a time writes to a folder: whoever starts attempts sees to that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+COMPLETE = "COMPLETE"
+CORRUPT = "CORRUPT"
+FORMAT = 1  # of COMPLETE; raised when an old reader would misread it
+
+_STEP = re.compile(r"step-(\d+)")
+_TEMPORARY = re.compile(r"\.step-\d+\.tmp-[0-9a-f]+")
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    return folder / f"step-{step}"
+
+
+def make_temporary(folder: Path, step: int) -> Path:
+    """A fresh folder for the files of a checkpoint that is being written."""
+    path = folder / f".step-{step}.tmp-{secrets.token_hex(4)}"
+    path.mkdir(parents=True)
+    return path
+
+
+def complete_steps(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints, ascending."""
+    return [step for step in _steps(folder) if (step_folder(folder, step) / COMPLETE).exists()]
+
+
+def commit(folder: Path, temporary: Path, step: int, marker: Mapping[str, Any]) -> None:
+    """Make the synced files in ``temporary`` the complete checkpoint of ``step``; ``marker`` is JSON values."""
+    final = step_folder(folder, step)
+    if final.exists():  # renamed but never marked, or passed over as corrupt before
+        remove(final)
+    temporary.rename(final)
+    sync_folder(folder)
+    written = final / f".{COMPLETE}.tmp"
+    with written.open("w") as file:
+        json.dump({"format": FORMAT, **marker}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    written.rename(final / COMPLETE)
+    sync_folder(final)
+
+
+def read_marker(folder: Path, step: int) -> dict[str, Any] | None:
+    """What COMPLETE says, or None where it is damaged or of a format that is not known."""
+    try:
+        marker = json.loads((step_folder(folder, step) / COMPLETE).read_text())
+    except (OSError, ValueError):
+        return None
+    return marker if isinstance(marker, dict) and marker.get("format") == FORMAT else None
+
+
+def mark_corrupt(folder: Path, step: int) -> None:
+    """Pass over a complete checkpoint from now on; it stays until a newer one is complete."""
+    path = step_folder(folder, step)
+    (path / COMPLETE).rename(path / CORRUPT)
+    sync_folder(path)
+
+
+def kept(complete: Iterable[int], keep_latest: int, keep_every: int) -> set[int]:
+    """Which of the complete checkpoints stay: the newest ``keep_latest``, at least one, and each
+    ``keep_every``-th step."""
+    steps = sorted(complete)
+    newest = set(steps[-max(1, keep_latest) :])
+    return newest | {step for step in steps if keep_every and step % keep_every == 0}
+
+
+def purge(folder: Path, keep_latest: int, keep_every: int) -> None:
+    """Remove the checkpoints that are not kept, and corrupt ones older than the newest complete one."""
+    complete = complete_steps(folder)
+    stay = kept(complete, keep_latest, keep_every)
+    for step in _steps(folder):
+        path = step_folder(folder, step)
+        corrupt = (path / CORRUPT).exists() and bool(complete) and step < complete[-1]
+        if corrupt or (step in complete and step not in stay):
+            remove(path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writers that died left behind: unfinished checkpoints, never a complete or a corrupt one."""
+    for path in folder.iterdir():
+        unmarked = _STEP.fullmatch(path.name) and not any((path / m).exists() for m in (COMPLETE, CORRUPT))
+        if unmarked or _TEMPORARY.fullmatch(path.name):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, its marker first: one that is partly removed must not look complete."""
+    (path / COMPLETE).unlink(missing_ok=True)
+    shutil.rmtree(path)
+
+
+def describe(path: Path) -> list[int | str]:
+    """Size in bytes and checksum of a file, as COMPLETE records them."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+        return [file.tell(), digest.hexdigest()]
+
+
+def damage(path: Path, recorded: list[int | str]) -> str | None:
+    """What is wrong with a file of which COMPLETE recorded size and checksum, or None."""
+    try:
+        size = path.stat().st_size
+        if size != recorded[0]:
+            return f"{path.name} has {size} bytes instead of {recorded[0]}"
+        return None if describe(path) == recorded else f"{path.name} does not have its checksum"
+    except OSError as error:
+        return f"{path.name}: {error.strerror}"
+
+
+def sync_folder(path: Path) -> None:
+    """Put a folder's entries on the disk itself: a file's own fsync leaves its name out."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _steps(folder: Path) -> list[int]:
+    return sorted(int(match[1]) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name)))

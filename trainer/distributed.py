@@ -1,0 +1,97 @@
+"""Joining the ranks: the process group, the device of a rank and its threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+from trainer.config import Device
+
+
+def join(
+    *,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    publish: Callable[[int], None],
+    lookup: Callable[[], tuple[str, int]],
+    timeout: timedelta = timedelta(minutes=10),
+) -> None:
+    """Form the process group of all ranks; returns when all of them have joined.
+
+    Rank 0 listens on a port that the system chooses and tells it through ``publish(port)``; the others ask for
+    (host, port) with ``lookup()``. Nobody guesses a port, so runs that share a node cannot collide.
+
+    Args:
+        timeout: after which a rank that waits for another gives up.
+    """
+    if rank == 0:
+        # Bound on all interfaces; the name is only how this process reaches its own server.
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timeout)
+        publish(store.port)
+    else:
+        host, port = lookup()
+        store = TCPStore(host, port, is_master=False, timeout=timeout)
+    cuda = device.type == "cuda"
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+        device_id=device if cuda else None,
+    )
+    # On the CPU: the group of GPUs is formed by the first collective that needs it.
+    dist.all_reduce(torch.zeros(1))
+
+
+def leave() -> None:
+    """End the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def device_of(choice: Device, local_rank: int) -> torch.device:
+    """The device that a rank computes on.
+
+    Raises:
+        ValueError: if a GPU is asked for and this process sees none.
+    """
+    if choice is Device.cpu or (choice is Device.auto and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("train.device=cuda: this process sees no GPU. Try: train.device=auto")
+    # A site may show a rank all GPUs of the node, or only its own.
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def set_threads(threads: int, ranks_per_node: int) -> int:
+    """Limit this process's CPU threads; 0 leaves it to OMP_NUM_THREADS, or else takes the rank's share of the cores.
+
+    Returns:
+        The number set.
+    """
+    if threads == 0 and "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    if threads == 0:
+        cores = len(os.sched_getaffinity(0))
+        bound = cores < (os.cpu_count() or cores)  # the launcher already gave each rank cores of its own
+        threads = cores if bound else max(1, cores // ranks_per_node)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def set_deterministic(enabled: bool) -> None:
+    """Refuse kernels whose result depends on timing, or allow them again."""
+    if enabled:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first GPU context is made
+    torch.use_deterministic_algorithms(enabled)
+    # Filling every fresh tensor with NaN serves debugging only, and costs a pass over memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
