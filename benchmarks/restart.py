@@ -5,6 +5,9 @@
 Three measurements on emulated clusters of the same shape: ours with the emulator's quick scheduler (``--fast``), ours
 with Slurm's default scheduler, and submitit's own checkpointing (default scheduler; its 121 s of hold do not depend on
 it). Nothing runs on the login node in between: it only looks at files.
+
+On an idle cluster the default scheduler looks at a requeued job every 30 s (bf_interval). Signals are therefore sent at
+random moments of that cycle, as time limits come; sent at a fixed moment after a start they would measure one phase.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -22,7 +26,7 @@ from pathlib import Path
 
 from benchmarks.report import Figure, report
 from hpc import emulate, ledger, slurm
-from hpc.compose import compose
+from hpc.compose import cluster
 from hpc.runs import Run
 from monitoring.layout import rank_records
 
@@ -33,13 +37,13 @@ TEXT = Path(__file__).resolve().parent.parent / "docs"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--rounds", type=int, default=3, help="restarts measured per scheduler (3); submitit: one")
+    parser.add_argument("--rounds", type=int, default=7, help="restarts measured per scheduler (7); submitit: one")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="restart", dir="/tmp") as folder:
         os.environ.update(HPC_HOME=f"{folder}/h", HPC_RUNS=f"{folder}/runs", HPC_DATA=f"{folder}/data")
         _prepare()
-        fast = on_cluster(True, lambda found: ours(found, args.rounds))
-        default = on_cluster(False, lambda found: ours(found, args.rounds))
+        fast = on_cluster(True, lambda found: ours(found, args.rounds, spread=2))
+        default = on_cluster(False, lambda found: ours(found, args.rounds, spread=30))
         peer = on_cluster(False, lambda found: [submitit_restart(found, Path(folder))])
     print(f"ours --fast {_list(fast)}; ours default {_list(default)}; submitit {_list(peer)}", file=sys.stderr)
     report(
@@ -58,7 +62,7 @@ def _list(values: list[float]) -> str:
 
 def on_cluster(fast: bool, measure: Callable[[emulate.Emulation], list[float]]) -> list[float]:
     """Measure on an emulated cluster of two nodes that is ended whatever happens."""
-    with emulate.emulated(compose(["cluster=noctua2"]).cluster, nodes=2, fast=fast) as found:
+    with emulate.emulated(cluster(["cluster=noctua2"]), emulate.Options(nodes=2, fast=fast)) as found:
         return measure(found)
 
 
@@ -77,8 +81,13 @@ def _hpc(*words: str) -> str:
 # -- ours --------------------------------------------------------------------------------------------------------
 
 
-def ours(found: emulate.Emulation, rounds: int) -> list[float]:
-    """Seconds from USR2 to the supervisor until rank 0 recorded a step of the next attempt, for each round."""
+def ours(found: emulate.Emulation, rounds: int, spread: float) -> list[float]:
+    """Seconds from USR2 to the supervisor until rank 0 recorded a step of the next attempt, for each round.
+
+    Args:
+        spread: the signal is sent up to so many seconds after an attempt is under way.
+    """
+    moments = random.Random(0)
     words = [*SHAPE, *_data(), "model.vocab_size=1024", "train.batch_tokens=2048", "parallel.micro_batch=8"]
     words += ["train.tokens=1_000_000_000", "train.checkpoint.every_steps=0", "job.time=60"]
     run = Run(Path(json.loads(_hpc("submit", *words, "--json"))["folder"]))
@@ -86,7 +95,7 @@ def ours(found: emulate.Emulation, rounds: int) -> list[float]:
     try:
         for k in range(rounds):
             first_step(run, k)
-            time.sleep(2)
+            time.sleep(1 + moments.uniform(0, spread))
             sent = time.time()
             slurm.signal_batch(str(run.job_id), "USR2", found.environment)
             measured.append(first_step(run, k + 1) - sent)
@@ -173,7 +182,7 @@ def submitit_restart(found: emulate.Emulation, folder: Path) -> float:
         next(lines(folder / "steps-0", 120, lambda: str(job.paths.folder)))
         time.sleep(2)
         sent = time.time()
-        job._interrupt(timeout=True)
+        job._interrupt(timeout=True)  # pyright: ignore[reportAttributeAccessIssue] (what submitit itself tests with)
         return float(next(lines(folder / "steps-1", 300, lambda: str(job.paths.folder)))) - sent
     finally:
         job.cancel()

@@ -93,8 +93,9 @@ def _time(config: Config, request: Request) -> Iterator[Problem]:
         )
     if config.job.grace < 1:
         yield Problem("job.grace", str(config.job.grace), "must be at least 1 second", "job.grace=300")
-    if config.job.hold < 1:
-        yield Problem("job.hold", str(config.job.hold), "must be at least 1 second", "job.hold=5")
+    hold = config.cluster.requeue_hold
+    if hold < 1:
+        yield Problem("cluster.requeue_hold", str(hold), "must be at least 1 second", "cluster.requeue_hold=4")
     if config.job.max_fruitless < 1:
         yield Problem("job.max_fruitless", str(config.job.max_fruitless), "must be at least 1", "job.max_fruitless=3")
 

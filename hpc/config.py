@@ -106,6 +106,9 @@ class Cluster:
     modules: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     rendezvous: Rendezvous = field(default_factory=Rendezvous)
+    # Seconds from a requeue to its start. Must outlast the teardown of a job here, epilog included: otherwise Slurm's
+    # own hold of two minutes stays.
+    requeue_hold: int = 4
     slurm_from_compute: bool = True  # compute nodes may call sbatch and scontrol
     container: ContainerConfig = field(default_factory=ContainerConfig)
     python: str | None = None  # interpreter on the compute nodes; null: the one that submits
@@ -129,7 +132,6 @@ class Job:
     exclude: str | None = None
     memory_gb: int | None = None  # per node; null: all of it
     grace: int = 300  # seconds before the time limit at which ranks are asked to stop
-    hold: int = 5  # seconds from a requeue to its start, in place of Slurm's two minutes
     max_fruitless: int = 3  # attempts without a new step after which the chain stops
     rank_memory_gb: float | None = None  # what one rank needs of host memory; null: estimated from the model
 

@@ -246,7 +246,7 @@ class Supervisor:
     def _requeue(self) -> bool:
         """Queue again; True if this process must exit."""
         self.run.set_state("requeued")
-        if self.allocation.requeue(self.config.job.hold) == "ended":
+        if self.allocation.requeue(self.config.cluster.requeue_hold) == "ended":
             return True
         self.asked = None
         return False

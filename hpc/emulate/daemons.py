@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from hpc import slurm
@@ -185,12 +186,12 @@ def wait_until_idle(directory: Path, state: State, say: Callable[[str], None], b
         Failed: if a daemon ends, a node is refused, or ``bound`` seconds are over.
     """
     deadline = time.monotonic() + bound
-    ready = -1
+    ready, listening = -1, False
     while True:
-        try:
-            states = node_states(directory, timeout=3)
-        except slurm.SlurmError:
-            states = {}  # the controller does not listen yet, or another program listens on its port
+        states = {}
+        if listening or (listening := _listens(state.controller_port)):  # sinfo would wait a second to try again
+            with suppress(slurm.SlurmError):  # another program listens on this port
+                states = node_states(directory, timeout=3)
         count = sum(not unusable(states.get(node, "unknown")) for node in state.nodes)
         if count != ready:
             ready = count
@@ -202,7 +203,13 @@ def wait_until_idle(directory: Path, state: State, say: Callable[[str], None], b
         if ended or invalid or time.monotonic() > deadline:
             what = f"{ended[0]} ended" if ended else f"node {invalid[0]} is refused" if invalid else "too slow"
             raise Failed(f"{ready} of {len(state.nodes)} nodes came up: {what}\n{evidence(directory)}")
-        time.sleep(0.1)
+        time.sleep(0.1 if listening else 0.02)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def port_taken(directory: Path) -> bool:
@@ -246,6 +253,15 @@ def check_machine(nodes: int) -> None:
         fits = int((have - memory_needed(0)) // (memory_needed(1) - memory_needed(0)))
         allowed = f"Try: --nodes {fits}" if fits > 0 else "Free some first."
         raise Refused(f"{nodes} nodes take about {need:.0f} MB, and {have:.0f} MB are free. {allowed}")
+
+
+def resolves(host: str) -> bool:
+    """Whether this machine's own name has an address, which Slurm's programs ask for."""
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
 
 
 def memory_needed(nodes: int) -> float:

@@ -52,8 +52,11 @@ def up(cluster: Cluster, options: Options | None = None, say: Callable[[str], No
         if directory.exists():
             say(f"clearing what is left of an emulated {cluster.name} that died")
             _clear(directory)
+        _user()
         daemons.check_machine(len(slurm_conf.node_names(shape)))
         _refuse_real(cluster)
+        if not daemons.resolves(_host()):
+            say(f"warning: this machine's name {_host()} has no address, steps may start 10 s late; see /etc/hosts")
         for remaining in reversed(range(_TRIES)):
             try:
                 return _start(directory, shape, options, say)
@@ -127,8 +130,7 @@ def _start(directory: Path, shape: Cluster, options: Options, say: Callable[[str
         node_port=port + 1,
     )
     state.create(directory, known)
-    host = socket.gethostname().partition(".")[0]
-    site = Site(directory, host, _user(), port, port + 1, daemons.slurm_version())
+    site = Site(directory, _host(), _user(), port, port + 1, daemons.slurm_version())
     gpus = max(node_type.gpus for node_type in shape.node_types.values())
     daemons.prepare(directory, slurm_conf.render(shape, options, site), known, gpus)
     say("munged, slurmctld")
@@ -144,12 +146,16 @@ def _start(directory: Path, shape: Cluster, options: Options, say: Callable[[str
     return Emulation(directory)
 
 
+def _host() -> str:
+    return socket.gethostname().partition(".")[0]
+
+
 def _user() -> str:
-    """How slurm.conf names the calling user; a user of a container may have no name."""
+    """How slurm.conf names the calling user."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
-        return str(os.getuid())
+        raise Refused(f"user {os.getuid()} has no name on this machine, which Slurm needs: see /etc/passwd") from None
 
 
 def _same(running: Emulation, options: Options) -> Emulation:

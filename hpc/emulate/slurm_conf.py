@@ -185,8 +185,6 @@ def _slurm_conf(cluster: Cluster, options: Options, site: Site) -> str:
         "SlurmUser": site.user,
         "SlurmdUser": site.user,
         "SlurmctldPort": site.controller_port,
-        # Nothing of an emulated cluster is reachable from other machines.
-        "CommunicationParameters": "NoInAddrAny,NoCtldInAddrAny",
         "AuthType": "auth/munge",
         "AuthInfo": f"socket={directory / MUNGE_SOCKET}",
         "StateSaveLocation": directory / "state",
@@ -203,6 +201,8 @@ def _slurm_conf(cluster: Cluster, options: Options, site: Site) -> str:
         "SelectTypeParameters": "CR_Core_Memory",
         "GresTypes": "gpu",
         "ReturnToService": 2,
+        # Straight to every node: relaying through others is for networks, and 24.11 would begin at 16 nodes.
+        "TreeWidth": max(50, len(node_names(cluster))),
         # The nodes have the described cores and memory, whatever this machine has.
         "SlurmdParameters": "config_overrides",
         "MaxArraySize": cluster.max_array_size,

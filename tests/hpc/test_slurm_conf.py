@@ -73,7 +73,6 @@ SlurmctldHost=laptop(127.0.0.1)
 SlurmUser=ada
 SlurmdUser=ada
 SlurmctldPort=12000
-CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 AuthType=auth/munge
 AuthInfo=socket=/h/emulated/site/munge/sock
 StateSaveLocation=/h/emulated/site/state
@@ -90,6 +89,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 GresTypes=gpu
 ReturnToService=2
+TreeWidth=50
 SlurmdParameters=config_overrides
 MaxArraySize=11
 MaxJobCount=10000

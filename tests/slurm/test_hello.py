@@ -20,10 +20,10 @@ def test_all_96_ranks_of_noctua2_agree(slurm_home: Path, described: Callable[...
     text = source.read_text(encoding="utf-8").replace("name: noctua2", "name: whole")
     (tmp_path / "cluster" / "whole.yaml").write_text(text)
     search = f"hydra.searchpath=[file://{tmp_path}]"
+    flags = ["--wait", "--json", search, f"cluster.runs={tmp_path}/runs"]
     with emulate.emulated(described("whole", search), emulate.Options(fast=True)):
         done = subprocess.run(
-            [sys.executable, "-m", "hpc", "submit", "job=hello", "cluster=whole", "--wait", "--json"]
-            + [search, f"cluster.runs={tmp_path}/runs"],
+            [sys.executable, "-m", "hpc", "submit", "job=hello", "cluster=whole", *flags],
             capture_output=True,
             text=True,
             timeout=300,

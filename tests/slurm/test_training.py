@@ -28,7 +28,7 @@ SHAPE = [
     "cluster=noctua2",
     "job.nodes=2",
     "job.ranks_per_node=2",
-    "job.hold=3",
+    "cluster.requeue_hold=3",
     "data=files",
     f"data.corpus.files=[{TEXT}/*/*.txt]",
     "data.corpus.vocab_size=512",
@@ -167,7 +167,9 @@ def test_a_node_that_dies_costs_the_steps_since_the_last_checkpoint(
 
 
 def test_a_second_submission_beside_a_held_requeue_is_refused(submit: Submit, emulation: Emulation) -> None:
-    run = submit("cluster=noctua2", "job=hello", "job.nodes=1", "job.ranks_per_node=2", "job.seconds=8", "job.hold=6")
+    run = submit(
+        "cluster=noctua2", "job=hello", "job.nodes=1", "job.ranks_per_node=2", "job.seconds=8", "cluster.requeue_hold=6"
+    )
     end = time.monotonic() + 60
     while not (ledger.folder(run, 0) / "READY").exists():
         assert time.monotonic() < end, told(run)
