@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hpc.config import Config, Container, Launcher, PrepareJob, TrainJob
 from hpc.request import Request, clock, seconds
-from hpc.runs import NAME
+from hpc.runs import NAME, read_json
 from trainer import config as training
 from trainer.config import Problem
 
@@ -25,6 +25,8 @@ def problems(config: Config, request: Request) -> list[Problem]:
             config.model, config.data, config.optim, config.parallel, config.train, max(1, request.world_size)
         )
         found += _data(config)
+    if isinstance(config.job, PrepareJob):
+        found += _corpus(config)
     return found
 
 
@@ -113,9 +115,30 @@ def _container(config: Config) -> Iterator[Problem]:
 
 def _data(config: Config) -> Iterator[Problem]:
     path = Path(config.data.path)
-    if not (path / "dataset.json").is_file():
+    manifest = read_json(path / "dataset.json")
+    if manifest is None:
         what = "is not there" if not path.exists() else "holds no complete data set (no dataset.json)"
         yield Problem("data.path", str(path), f"{what}. Make it first: hpc submit job=prepare data=NAME --wait")
+        return
+    ids = manifest.get("vocab_size")
+    if isinstance(ids, int) and ids > config.model.vocab_size:
+        yield Problem(
+            "model.vocab_size",
+            str(config.model.vocab_size),
+            f"the tokenizer of {path} has {ids} ids",
+            f"model.vocab_size={ids}",
+        )
+
+
+def _corpus(config: Config) -> Iterator[Problem]:
+    corpus = config.data.corpus
+    if corpus.source is training.CorpusSource.files and not corpus.files:
+        yield Problem(
+            "data.corpus.files",
+            "[]",
+            "data=files needs globs of your UTF-8 text files",
+            "'data.corpus.files=[/path/to/texts/**/*.txt]'",
+        )
 
 
 def rank_memory_gb(config: Config) -> float:

@@ -132,7 +132,8 @@ class Supervisor:
 
     def _attempt(self, record: Record) -> Decision:
         say(
-            f"attempt {record.number}: job {record.job_id}, restart {record.restart_count}, "
+            f"attempt {record.number}{' (EMULATED)' if record.emulated else ''}: job {record.job_id}, "
+            f"restart {record.restart_count}, "
             f"{record.world_size} ranks on {', '.join(record.nodes)}"
         )
         self.run.set_state("running", job_id=record.job_id, attempt=record.number, reason="")

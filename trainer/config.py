@@ -149,7 +149,7 @@ class TrainConfig:
     deterministic: bool = True  # refuse kernels whose result depends on timing
     experts_every: int = 10  # write the tokens per expert each n steps
     ranks_every: int = 10  # write a summary line of each other rank every n steps
-    sample_prompt: str = "The "  # what the sample at the end of a run continues
+    sample_prompt: str = "The"  # what the sample at the end of a run continues
     sample_tokens: int = 60
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 

@@ -58,6 +58,19 @@ def test_missing_data_says_how_to_make_it(tmp_path: Path) -> None:
     assert "hpc submit job=prepare" in texts[0]
 
 
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text('{"vocab_size": 5000}')
+    config = compose([f"data.path={tmp_path}"])
+    [problem] = problems(config, resolve(config))
+    assert str(problem).endswith("has 5000 ids. Try: model.vocab_size=5000")
+
+
+def test_preparing_nothing_is_refused() -> None:
+    config = compose(["job=prepare", "data=files"])
+    [problem] = problems(config, resolve(config))
+    assert "data.corpus.files=[" in problem.fix
+
+
 def test_what_does_not_fit_this_machine_is_refused_with_what_fits() -> None:
     config = compose(["cluster=noctua2"])
     request = resolve(config)
