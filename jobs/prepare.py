@@ -1,6 +1,6 @@
 """``job=prepare``: fetch a corpus, train its tokenizer and write its token shards to data.path.
 
-Rank 0 does it; others leave at once. It may be killed at any moment: downloads stay, nothing half-made is
+One rank does it. It may be killed at any moment: downloads stay, nothing half-made is
 taken for whole, and the next attempt makes the rest. Asked to stop it goes on, having nothing to save.
 """
 
@@ -31,8 +31,11 @@ class Prepare:
         """
         attempt = Attempt.from_environment()
         attempt.install_stop_handlers()
-        if attempt.rank != 0:
-            return
+        if attempt.world_size > 1:  # it would be ended a minute after the others, who have nothing to do, left
+            raise Refused(
+                f"job=prepare takes one rank, and this run has {attempt.world_size}. "
+                "Try: job.nodes=1 job.ranks_per_node=1"
+            )
         attempt.ready()
         data = load_config(self.run).data
         path = Path(data.path)

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc.attempt import Attempt
+from hpc.config import Config, GpuRequest
 from hpc.errors import Failed, Refused
+from hpc.request import resolve
 from hpc.runs import Run, load_config, mark_finished, write_text
 from monitoring.record import Recorder
 from trainer.config import TrainerConfig, problems
@@ -43,7 +45,8 @@ class Train:
         attempt = Attempt.from_environment()
         attempt.install_stop_handlers()
         _log_to_stdout(attempt.rank)
-        config = _trainer_config(self.run)
+        whole = load_config(self.run.folder)
+        config = TrainerConfig(whole.model, whole.data, whole.optim, whole.parallel, whole.train)
         parts = (config.model, config.data, config.optim, config.parallel, config.train)
         if found := [str(problem) for problem in problems(*parts, attempt.world_size)]:
             raise Refused("\n".join(found))
@@ -55,15 +58,16 @@ class Train:
             attempt=attempt.number,
         )
         try:
-            self._train(config, attempt, record)
+            self._train(config, attempt, record, granted=_gpus_granted(whole, attempt))
         finally:
             record.close()
 
-    def _train(self, config: TrainerConfig, attempt: Attempt, record: Recorder) -> None:
+    def _train(self, config: TrainerConfig, attempt: Attempt, record: Recorder, *, granted: bool) -> None:
         dataset = _dataset(config)
         with _quick_start():
-            engine = _build(config, attempt, record)
+            engine = _build(config, attempt, record, granted=granted)
         from trainer.checkpoint import CheckpointError, CheckpointMismatch
+        from trainer.data import DataError
         from trainer.distributed import leave
         from trainer.train import NonFiniteError, train
 
@@ -78,7 +82,7 @@ class Train:
             )
         except CheckpointMismatch as error:
             raise Refused(str(error)) from error
-        except (CheckpointError, NonFiniteError) as error:
+        except (CheckpointError, NonFiniteError, DataError) as error:
             raise Failed(str(error)) from error
         if outcome.kind == "finished":
             self._finish(config, engine, outcome, record)
@@ -90,34 +94,37 @@ class Train:
         record.sync()
         if engine.rank != 0:
             return
-        if text is not None:
-            write_text(self.run.sample, text + "\n")
-        mark_finished(
-            self.run.folder,
-            step=outcome.step,
-            tokens=outcome.tokens,
-            loss_first=outcome.loss_first,
-            loss_last=outcome.loss_last,
-            tokens_per_s=outcome.tokens_per_s,
-        )
+        try:
+            if text is not None:
+                write_text(self.run.sample, text + "\n")
+            mark_finished(
+                self.run.folder,
+                step=outcome.step,
+                tokens=outcome.tokens,
+                loss_first=outcome.loss_first,
+                loss_last=outcome.loss_last,
+                tokens_per_s=outcome.tokens_per_s,
+            )
+        except OSError as error:
+            raise Failed(
+                f"training is done and saved, but {self.run.folder} takes no file that says so: "
+                f"{error.strerror or error}. The next attempt has only this left to do"
+            ) from error
 
 
-def _trainer_config(run: Run) -> TrainerConfig:
-    whole = load_config(run.folder)
-    return TrainerConfig(whole.model, whole.data, whole.optim, whole.parallel, whole.train)
-
-
-def _build(config: TrainerConfig, attempt: Attempt, record: Recorder) -> Engine:
+def _build(config: TrainerConfig, attempt: Attempt, record: Recorder, *, granted: bool) -> Engine:
     """Import torch, join the other ranks, and lay the model in its initial state over them."""
     began = time.perf_counter()
     from trainer import distributed, parallel
 
+    distributed.set_deterministic(config.train.deterministic)
     try:
-        device = distributed.device_of(config.train.device, attempt.local_rank)
+        device = distributed.device_of(config.train.device, attempt.local_rank, granted=granted)
     except ValueError as error:
         raise Refused(str(error)) from None
+    except distributed.NoGPU as error:
+        raise Failed(f"node {attempt.node}: {error}") from None
     distributed.set_threads(config.parallel.threads, attempt.ranks_per_node)
-    distributed.set_deterministic(config.train.deterministic)
     parallel.load(config)
     imported = time.perf_counter()
     distributed.join(
@@ -133,6 +140,12 @@ def _build(config: TrainerConfig, attempt: Attempt, record: Recorder) -> Engine:
     built = time.perf_counter()
     record.event("started", import_s=imported - began, join_s=joined - imported, build_s=built - joined)
     return engine
+
+
+def _gpus_granted(whole: Config, attempt: Attempt) -> bool:
+    """Whether Slurm gave this job GPUs; those of an emulated cluster exist in name only."""
+    asked = whole.cluster.gpu_request is not GpuRequest.none and resolve(whole).gpus_per_node > 0
+    return asked and not attempt.emulated
 
 
 def _dataset(config: TrainerConfig) -> TokenDataset:

@@ -170,8 +170,11 @@ class Attempt:
         if not (good and type(step) is int and type(layer) is int and type(first) is int):
             self.unread += 1
             return
-        if first and layer in self.experts and self.experts[layer][0] == step:
-            load = self.experts[layer][1][:first] + load
+        if first:
+            before = self.experts.get(layer)
+            if before is None or before[0] != step or len(before[1]) < first:
+                return  # its beginning was not read, as where the tail was cut
+            load = before[1][:first] + load
         self.experts[layer] = (step, load)
 
 

@@ -157,6 +157,7 @@ class _File:
         self.handle: int | None = None
         self.made: deque[tuple[str, float, Mapping[str, Any]]] = deque()  # filled by the caller's thread
         self.waiting: deque[bytes] = deque()  # whole lines, owned by the writer's thread, as is all below
+        self.named = False  # the file's entry in its folder is on the disk too
         self.seq = 0
         self.whole = 0  # bytes of the file up to the last newline we wrote
         self.refused = 0  # records turned away since the file was made; counts up in the caller's thread
@@ -175,6 +176,7 @@ class _File:
                 self._open()
             while self.waiting:
                 self._write_batch()
+                self._encode()  # of more records than WAITING, the rest
         except OSError as error:
             self.error = error.strerror or str(error)
             self._abandon()
@@ -182,10 +184,19 @@ class _File:
         self._note_dropped()
         return True
 
-    def sync(self) -> None:
-        if self.handle is not None:
-            with contextlib.suppress(OSError):
-                os.fsync(self.handle)
+    def sync(self) -> bool:
+        """Put what was written on the disk itself, the file's name too. False if the disk refuses."""
+        if self.handle is None:
+            return True
+        try:
+            os.fsync(self.handle)
+            if not self.named:
+                _sync_folder(self.path.parent)
+                self.named = True
+        except OSError as error:
+            self.error = error.strerror or str(error)
+            return False
+        return True
 
     def close(self) -> None:
         if self.handle is not None:
@@ -253,6 +264,14 @@ class _File:
             if os.fstat(self.handle).st_size > self.whole:
                 os.ftruncate(self.handle, self.whole)
         self.close()
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class Recorder:
@@ -353,8 +372,7 @@ class Recorder:
             files = [file for file in (self._records, self._experts) if file is not None]
             complete = sum(file.write() for file in files) == len(files)  # each is tried
             if asked != self._done:
-                for file in files:
-                    file.sync()
+                complete = sum(file.sync() for file in files) == len(files) and complete
                 with self._wake:
                     self._done, self._complete = asked, complete
                     self._wake.notify_all()

@@ -6,9 +6,9 @@ other. ``trainer.checkpoint_folder`` says how it lies on disk. Saving is synchro
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -88,20 +88,11 @@ class Checkpoints:
             self.record.event("checkpoint_begin", step=progress.step)
         # Records of steps that a checkpoint covers are never made again, so they must be as safe as it is.
         self.record.sync()
-        temporary = self._on_rank_0(lambda: disk.make_temporary(self.folder, progress.step))
-        states = self._gather(rng.get_state(self.device))
         try:
-            parts = self._on_each_rank(lambda: self._write(temporary, state, states))
+            self._save(state, progress)
         except CheckpointError as error:
-            self._give_up(temporary, progress.step, str(error))
-            raise
-        marker = {
-            "progress": asdict(progress),
-            "world_size": self.world_size,
-            "identity": self.identity,
-            "files": {name: recorded for part in parts for name, recorded in part.items()},
-        }
-        self._on_rank_0(lambda: self._commit(temporary, progress.step, marker))
+            reason = str(error)
+            raise CheckpointError(self._on_rank_0(lambda: self._give_up(progress.step, reason))) from error
         if self.rank == 0:
             seconds = time.perf_counter() - began
             self.record.event("checkpoint", step=progress.step, tokens=progress.tokens, seconds=seconds)
@@ -139,6 +130,18 @@ class Checkpoints:
 
     # -- writing ---------------------------------------------------------------------------------------------
 
+    def _save(self, state: Mapping[str, Tensor], progress: Progress) -> None:
+        temporary = self._on_rank_0(lambda: disk.make_temporary(self.folder, progress.step))
+        states = self._gather(rng.get_state(self.device))
+        parts = self._on_each_rank(lambda: self._write(temporary, state, states))
+        marker = {
+            "progress": asdict(progress),
+            "world_size": self.world_size,
+            "identity": self.identity,
+            "files": {name: recorded for part in parts for name, recorded in part.items()},
+        }
+        self._on_rank_0(lambda: self._commit(temporary, progress.step, marker))
+
     def _write(self, temporary: Path, state: Mapping[str, Tensor], states: list[Any]) -> dict[str, list[int | str]]:
         """Write and sync this rank's files; their sizes and checksums by name."""
         from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -156,10 +159,13 @@ class Checkpoints:
         disk.sync_folder(temporary)
         return {name: disk.describe(temporary / name) for name in names}
 
-    def _give_up(self, temporary: Path, step: int, reason: str) -> None:
-        if self.rank == 0:
-            self.record.event("checkpoint_failed", step=step, reason=reason)
-            shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the room
+    def _give_up(self, step: int, reason: str) -> str:
+        """Clear away what was written of a checkpoint; what to tell a person."""
+        self.record.event("checkpoint_failed", step=step, reason=reason)
+        with contextlib.suppress(OSError):
+            disk.remove_leftovers(self.folder)  # a full disk needs the room
+        standing = _standing(self.folder)
+        return f"the checkpoint of step {step} could not be written to {self.folder}: {reason}. {standing}"
 
     def _commit(self, temporary: Path, step: int, marker: Mapping[str, Any]) -> None:
         disk.commit(self.folder, temporary, step, marker)
@@ -244,6 +250,14 @@ class Checkpoints:
         if failure:
             raise CheckpointError(failure)
         return results[0]
+
+
+def _standing(folder: Path) -> str:
+    try:
+        complete = disk.complete_steps(folder)
+    except OSError:
+        complete = []
+    return f"The newest complete one is of step {complete[-1]}" if complete else "There is no complete one"
 
 
 def _failure(work: Callable[[], Any]) -> str | None:

@@ -3,7 +3,7 @@
 ```
 checkpoints/
   step-120/                 .metadata, __<rank>_0.distcp (torch.distributed.checkpoint), rng.pt
-    COMPLETE                written last: where training stands, and size and checksum of each file
+    COMPLETE                written last: where training stands, size and checksum of each file, its own checksum
     CORRUPT                 COMPLETE, renamed, of a checkpoint that was found damaged and passed over
   .step-160.tmp-<token>/    being written, or left over by a writer that died
 ```
@@ -57,7 +57,7 @@ def commit(folder: Path, temporary: Path, step: int, marker: Mapping[str, Any]) 
     sync_folder(folder)
     written = final / f".{COMPLETE}.tmp"
     with written.open("w") as file:
-        json.dump({"format": FORMAT, **marker}, file, indent=1)
+        json.dump({"format": FORMAT, "checksum": _checksum(marker), **marker}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     written.rename(final / COMPLETE)
@@ -65,12 +65,13 @@ def commit(folder: Path, temporary: Path, step: int, marker: Mapping[str, Any]) 
 
 
 def read_marker(folder: Path, step: int) -> dict[str, Any] | None:
-    """What COMPLETE says, or None where it is damaged or of a format that is not known."""
+    """The marker that ``commit`` was given, or None where it is damaged or of a format that is not known."""
     try:
         marker = json.loads((step_folder(folder, step) / COMPLETE).read_text())
-    except (OSError, ValueError):
+        known = marker.pop("format") == FORMAT and marker.pop("checksum") == _checksum(marker)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
-    return marker if isinstance(marker, dict) and marker.get("format") == FORMAT else None
+    return marker if known else None
 
 
 def mark_corrupt(folder: Path, step: int) -> None:
@@ -129,6 +130,10 @@ def damage(path: Path, recorded: list[int | str]) -> str | None:
         return None if describe(path) == recorded else f"{path.name} does not have its checksum"
     except OSError as error:
         return f"{path.name}: {error.strerror}"
+
+
+def _checksum(marker: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(marker, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def sync_folder(path: Path) -> None:

@@ -36,7 +36,10 @@ class Engine(Enum):
 
 
 class Device(Enum):
-    """Where a rank computes: ``auto`` takes its GPU where torch sees one, otherwise the CPU."""
+    """Where a rank computes: ``auto`` takes its GPU where torch sees one, otherwise the CPU.
+
+    A rank to which GPUs were granted and that sees none fails under ``auto``; only ``cpu`` lets it go on there.
+    """
 
     auto = "auto"
     cpu = "cpu"
@@ -218,9 +221,17 @@ def problems(
         value = getattr(optim, name)
         if value < 0 or (name == "lr" and value == 0):
             yield Problem(f"optim.{name}", str(value), "must be above 0" if name == "lr" else "must be at least 0")
-    for name, value in (("every_steps", train.checkpoint.every_steps), ("keep_every", train.checkpoint.keep_every)):
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(optim, name) < 1:
+            yield Problem(f"optim.{name}", str(getattr(optim, name)), "must be at least 0 and below 1")
+    for name, value in (
+        ("optim.eps", optim.eps),
+        ("parallel.threads", parallel.threads),
+        ("train.checkpoint.every_steps", train.checkpoint.every_steps),
+        ("train.checkpoint.keep_every", train.checkpoint.keep_every),
+    ):
         if value < 0:
-            yield Problem(f"train.checkpoint.{name}", str(value), "must be at least 0")
+            yield Problem(name, str(value), "must be at least 0")
     if train.checkpoint.keep_latest < 1:
         yield Problem(
             "train.checkpoint.keep_latest",

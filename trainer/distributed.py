@@ -46,7 +46,7 @@ def join(
         timeout=timeout,
         device_id=device if cuda else None,
     )
-    # On the CPU: the group of GPUs is formed by the first collective that needs it.
+    # Over gloo on ranks of every kind.
     dist.all_reduce(torch.zeros(1))
 
 
@@ -56,16 +56,30 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def device_of(choice: Device, local_rank: int) -> torch.device:
+class NoGPU(Exception):
+    """A GPU was granted or asked for, torch could use one, and there is none to be seen."""
+
+
+def device_of(choice: Device, local_rank: int, *, granted: bool = False) -> torch.device:
     """The device that a rank computes on.
 
+    Args:
+        granted: GPUs were granted to this process: ``auto`` then means one of them. Otherwise one broken node, or
+            a torch for CPUs, would let a job occupy GPUs for days and compute beside them.
+
     Raises:
-        ValueError: if a GPU is asked for and this process sees none.
+        ValueError: if it is to be a GPU and this torch was built without them.
+        NoGPU: if it is to be a GPU and this process sees none, as after a fault of the node's driver.
     """
-    if choice is Device.cpu or (choice is Device.auto and not torch.cuda.is_available()):
+    if choice is Device.cpu:
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ValueError("train.device=cuda: this process sees no GPU. Try: train.device=auto")
+        if choice is Device.auto and not granted:
+            return torch.device("cpu")
+        said = f"train.device={choice.value}: this process sees no GPU"
+        if not torch.backends.cuda.is_built():
+            raise ValueError(f"{said}: torch {torch.__version__} was built without CUDA. Try: train.device=cpu")
+        raise NoGPU(f"{said}. To leave this node out: job.exclude=NODE; to compute on CPUs: train.device=cpu")
     # A site may show a rank all GPUs of the node, or only its own.
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
@@ -91,7 +105,7 @@ def set_threads(threads: int, ranks_per_node: int) -> int:
 def set_deterministic(enabled: bool) -> None:
     """Refuse kernels whose result depends on timing, or allow them again."""
     if enabled:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first GPU context is made
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
     torch.use_deterministic_algorithms(enabled)
     # Filling every fresh tensor with NaN serves debugging only, and costs a pass over memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]

@@ -21,10 +21,10 @@ TEXTS = Path(__file__).parents[1] / "trainer" / "data" / "texts"
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run folder for a job=prepare, and the environment of its only rank."""
-    return made(tmp_path, monkeypatch, rank=0)
+    return made(tmp_path, monkeypatch)
 
 
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, *overrides: str) -> Run:
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str, world_size: int = 1) -> Run:
     monkeypatch.setattr(attempt.Attempt, "install_stop_handlers", lambda self: None)  # they are the test runner's
     config = compose(
         [
@@ -43,10 +43,10 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, *overrides:
         attempt.RUN: run.folder,
         attempt.ATTEMPT: 1,
         attempt.JOB_ID: 1,
-        attempt.RANKS_PER_NODE: 2,
-        attempt.RANK: rank,
-        attempt.WORLD_SIZE: 2,
-        attempt.LOCAL_RANK: rank,
+        attempt.RANKS_PER_NODE: world_size,
+        attempt.RANK: 0,
+        attempt.WORLD_SIZE: world_size,
+        attempt.LOCAL_RANK: 0,
         attempt.NODE: "here",
     }
     for name, value in environment.items():
@@ -72,22 +72,23 @@ def test_a_second_run_finds_it_made(run: Run, capsys: pytest.CaptureFixture[str]
     assert run.finished
 
 
-def test_other_ranks_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = made(tmp_path, monkeypatch, rank=1)
-    Prepare(run.folder)()
+def test_more_than_one_rank_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made(tmp_path, monkeypatch, world_size=2)
+    with pytest.raises(Refused, match=r"takes one rank, and this run has 2\. Try: .*job\.ranks_per_node=1"):
+        Prepare(run.folder)()
     assert not run.finished
     assert not (tmp_path / "data").exists()
 
 
 def test_a_mistake_is_refused_and_the_run_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = made(tmp_path, monkeypatch, 0, f"data.corpus.files=[{tmp_path}/none/*.txt]")
+    run = made(tmp_path, monkeypatch, f"data.corpus.files=[{tmp_path}/none/*.txt]")
     with pytest.raises(Refused, match=r"none/\*\.txt matches no file"):
         Prepare(run.folder)()
     assert not run.finished
 
 
 def test_a_download_that_fails_may_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = made(tmp_path, monkeypatch, 0, "data.corpus.source=debian_guide")
+    run = made(tmp_path, monkeypatch, "data.corpus.source=debian_guide")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(Failed, match=r"cannot download Django==5\.2\.\*.*data=files"):
@@ -97,6 +98,6 @@ def test_a_download_that_fails_may_be_tried_again(tmp_path: Path, monkeypatch: p
 
 def test_a_place_that_cannot_be_written_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    run = made(tmp_path, monkeypatch, 0, f"data.path={tmp_path}/file/texts")
+    run = made(tmp_path, monkeypatch, f"data.path={tmp_path}/file/texts")
     with pytest.raises(Failed, match=r"could not write the data to .*data\.path=DIR"):
         Prepare(run.folder)()

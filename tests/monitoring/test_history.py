@@ -204,3 +204,21 @@ def test_no_attempt_and_no_record_are_an_empty_history(tmp_path: Path) -> None:
     assert frames.attempts["number"].tolist() == [0]
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "none")
+
+
+def test_a_load_of_which_the_beginning_was_not_read_is_not_taken_for_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path, 0, steps(1))
+    made = encode(0, 0.0, "experts", {"step": 1, "layers": {2: list(range(600))}})
+    assert len(made) == 3
+    monkeypatch.setattr("monitoring.history._EXPERTS_TAIL", len(made[1] + made[2]) + 10)
+    layout.experts_records(folder).write_bytes(b"".join(made))
+    history = History(tmp_path)
+    history.refresh()
+    assert history.experts() == {}
+    more = encode(3, 0.0, "experts", {"step": 2, "layers": {2: list(range(600))}})
+    with layout.experts_records(folder).open("ab") as file:
+        file.write(b"".join(more))
+    history.refresh()
+    assert history.experts() == {2: (2, list(range(600)))}

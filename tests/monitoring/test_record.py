@@ -280,3 +280,26 @@ def _python(program: str, folder: Path) -> str:
 
 def _bytes(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
+
+
+def test_a_write_takes_all_records_also_those_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "WAITING", 5)
+    file = record._File(tmp_path / "rank-0.jsonl", {})
+    file.made.extend(("step", 0.0, {"step": n, "tokens": n}) for n in range(1, 20))
+    assert file.write() and file.sync()
+    file.close()
+    assert [line["step"] for line in read(tmp_path / "rank-0.jsonl")[1:]] == list(range(1, 20))
+
+
+def test_a_sync_that_the_disk_refuses_is_no_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = new(tmp_path)
+    recorder.step(step=1, tokens=1, loss=1.0)
+    assert recorder.sync()
+
+    def refuse(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(record.os, "fsync", refuse)
+        assert not recorder.sync()
+    assert recorder.close()

@@ -133,6 +133,17 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+KEEPING = tiny.config(checkpoint=tiny.checkpoints(every_steps=4, keep_latest=3))
+
+
+@pytest.fixture(scope="module")
+def trained(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, float]]:
+    """The checkpoints of a run of two ranks that ended, and its losses by step."""
+    folder = tmp_path_factory.mktemp("trained")
+    (_, memory), _ = ranks.run(tiny.run, KEEPING, folder, world_size=2)
+    return folder, memory.losses()
+
+
 @pytest.mark.parametrize(
     ("name", "harm", "reason"),
     [
@@ -144,18 +155,22 @@ def truncate(path: Path) -> None:
     ],
 )
 def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(
-    ranks: Ranks, tmp_path: Path, name: str, harm: Callable[[Path], None], reason: str
+    ranks: Ranks,
+    trained: tuple[Path, dict[int, float]],
+    tmp_path: Path,
+    name: str,
+    harm: Callable[[Path], None],
+    reason: str,
 ) -> None:
-    config = tiny.config(checkpoint=tiny.checkpoints(every_steps=4, keep_latest=3))
-    (_, whole), _ = ranks.run(tiny.run, config, tmp_path, world_size=2)
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
     harm(tmp_path / "step-12" / name)
-    (outcome, memory), (_, other) = ranks.run(tiny.run, config, tmp_path, world_size=2)
+    (outcome, memory), (_, other) = ranks.run(tiny.run, KEEPING, tmp_path, world_size=2)
     corrupt, resumed = memory.events[:2]
     assert (corrupt["kind"], corrupt["step"]) == ("corrupt_checkpoint", 12)
     assert reason in corrupt["reason"]
     assert (resumed["kind"], resumed["step"]) == ("resumed", 8)
-    assert other.kinds() == ["finished"] or other.events == []
-    assert memory.losses() == {step: loss for step, loss in whole.losses().items() if step > 8}
+    assert other.events == []
+    assert memory.losses() == {step: loss for step, loss in trained[1].items() if step > 8}
     assert outcome.kind == "finished"
     assert disk.complete_steps(tmp_path) == [4, 8, 12]
     assert not (tmp_path / "step-12" / disk.CORRUPT).exists()
@@ -233,9 +248,38 @@ def save_failing_on_rank_1(folder: Path) -> tuple[str, list[str]]:
 def test_a_full_disk_on_one_rank_fails_the_save_on_all_and_leaves_the_one_before(ranks: Ranks, tmp_path: Path) -> None:
     ranks.run(save, tmp_path, 1, world_size=2)
     (zero, kinds), (one, _) = ranks.run(save_failing_on_rank_1, tmp_path, world_size=2)
-    assert "No space left on device" in zero
-    assert "No space left on device" in one
+    assert zero == one
+    assert "the checkpoint of step 2 could not be written" in zero
+    assert "rank 1: No space left on device. The newest complete one is of step 1" in zero
     assert kinds == ["checkpoint_begin", "checkpoint_failed"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+
+
+def save_failing_at_the_marker(folder: Path) -> str:
+    class Full:
+        """Raises at the marker's temporary file, as a disk that became full just then."""
+
+        armed = True
+
+        def see(self, event: str, arguments: tuple[Any, ...]) -> None:
+            if self.armed and event == "open" and str(arguments[0]).endswith(".COMPLETE.tmp"):
+                raise OSError(28, "No space left on device")
+
+    full = Full()
+    sys.addaudithook(full.see)
+    try:
+        checkpoints(folder, tiny.Memory()).save(state(2.0), Progress(step=2))
+    except CheckpointError as error:
+        return str(error)
+    finally:
+        full.armed = False
+    return ""
+
+
+def test_a_disk_that_is_full_at_the_last_moment_leaves_nothing_of_the_new_one(ranks: Ranks, tmp_path: Path) -> None:
+    ranks.run(save, tmp_path, 1, world_size=2)
+    for message in ranks.run(save_failing_at_the_marker, tmp_path, world_size=2):
+        assert "No space left on device. The newest complete one is of step 1" in message
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
 
 

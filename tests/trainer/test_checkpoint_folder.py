@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ def place(folder: Path, step: int, mark: str | None = disk.COMPLETE) -> Path:
     path.mkdir(parents=True)
     (path / "data").write_bytes(b"x" * 100)
     if mark:
-        (path / mark).write_text(json.dumps({"format": disk.FORMAT, "step": step}))
+        (path / mark).touch()
     return path
 
 
@@ -73,15 +72,26 @@ def test_commit_replaces_an_unmarked_or_corrupt_one_of_the_same_step(tmp_path: P
         disk.commit(tmp_path, temporary, 10, {"step": 10})
         assert names(tmp_path) == {"step-10"}
         assert names(tmp_path / "step-10") == {"fresh", disk.COMPLETE}
-        assert disk.read_marker(tmp_path, 10) == {"format": disk.FORMAT, "step": 10}
+        assert disk.read_marker(tmp_path, 10) == {"step": 10}
         disk.remove(tmp_path / "step-10")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}', '"text"', "\0\0\0"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"format": 99}', '{"format": 1}', '{"format": 1, "checksum": 5}', '"text"', "\0\0\0"]
+)
 def test_a_marker_that_cannot_be_understood_is_none(tmp_path: Path, text: str) -> None:
     place(tmp_path, 10)
     (tmp_path / "step-10" / disk.COMPLETE).write_text(text)
     assert disk.complete_steps(tmp_path) == [10]
+    assert disk.read_marker(tmp_path, 10) is None
+
+
+def test_a_marker_with_one_changed_figure_is_none(tmp_path: Path) -> None:
+    marker = {"progress": {"step": 10, "next_sample": 80, "loss_last": 1 / 3}, "files": {"a": [5, "0f"]}}
+    disk.commit(tmp_path, disk.make_temporary(tmp_path, 10), 10, marker)
+    assert disk.read_marker(tmp_path, 10) == marker
+    file = tmp_path / "step-10" / disk.COMPLETE
+    file.write_text(file.read_text().replace("80", "81"))
     assert disk.read_marker(tmp_path, 10) is None
 
 

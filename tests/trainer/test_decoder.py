@@ -27,6 +27,60 @@ def decoder(config: ModelConfig, dtype: torch.dtype = torch.float64) -> Decoder:
     return model.to(dtype)
 
 
+def plain(model: Decoder, tokens_S: torch.Tensor) -> torch.Tensor:
+    """Logits [S, V] of one sequence through a dense decoder, by the formulas, one position and head at a time."""
+    config = model.config
+    size, shared = config.d_model // config.heads, config.heads // config.kv_heads
+
+    def norm(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + config.norm_eps).sqrt() * scale
+
+    def turn(x_C: torch.Tensor, position: int) -> torch.Tensor:
+        # Channels i and i + C/2 as a complex number, times exp(i · position · theta^(-2i/C)).
+        pairs = torch.complex(x_C[: size // 2], x_C[size // 2 :])
+        angle = position * config.rope_theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+        pairs = pairs * torch.polar(torch.ones_like(angle), angle)
+        return torch.cat((pairs.real, pairs.imag))
+
+    x_SD = model.embedding.weight[tokens_S]
+    for layer in model.layers:
+        h_SD = norm(x_SD, layer.attention_norm.weight)  # type: ignore[arg-type,union-attr]
+        a = layer.attention
+        query, key, value = (h_SD @ w.weight.T for w in (a.query, a.key, a.value))  # type: ignore[union-attr]
+        rows = []
+        for s in range(len(tokens_S)):
+            heads = []
+            for head in range(config.heads):
+                g = slice(head // shared * size, (head // shared + 1) * size)
+                q = turn(query[s, head * size : (head + 1) * size], s)
+                scores = torch.stack([q @ turn(key[t, g], t) for t in range(s + 1)]) / math.sqrt(size)
+                heads.append(scores.softmax(0) @ value[: s + 1, g])
+            rows.append(torch.cat(heads))
+        x_SD = x_SD + torch.stack(rows) @ a.output.weight.T  # type: ignore[union-attr]
+        f = layer.feedforward
+        h_SD = norm(x_SD, layer.feedforward_norm.weight)  # type: ignore[arg-type,union-attr]
+        gate_SF = h_SD @ f.gate.weight.T  # type: ignore[union-attr]
+        up_SF = h_SD @ f.up.weight.T  # type: ignore[union-attr]
+        x_SD = x_SD + (gate_SF * gate_SF.sigmoid() * up_SF) @ f.down.weight.T  # type: ignore[union-attr]
+    head_VD = (model.embedding if model.head is None else model.head).weight
+    return norm(x_SD, model.norm.weight) @ head_VD.T
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_logits_agree_with_the_formulas(kv_heads: int) -> None:
+    config = tiny.config().model
+    config.moe, config.kv_heads, config.tie_embeddings = None, kv_heads, kv_heads == 1
+    model = decoder(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.uniform_(0.5, 1.5)
+        tokens_S = torch.randint(tiny.VOCABULARY, (12,))
+        logits_BSV, _ = model(tokens_S.unsqueeze(0))
+        # The angles are float32, so that bf16 models and exports turn alike.
+        torch.testing.assert_close(logits_BSV[0], plain(model, tokens_S), rtol=1e-5, atol=1e-6)
+
+
 def test_a_token_changes_no_logits_before_it_and_some_after_it() -> None:
     model = decoder(tiny.config().model)
     tokens_BS = torch.randint(tiny.VOCABULARY, (2, 16))

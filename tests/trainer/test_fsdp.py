@@ -60,20 +60,22 @@ def reference(config: TrainerConfig) -> tuple[dict[str, torch.Tensor], float]:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "micro_batch", "implementation"),
+    ("world_size", "micro_batch", "implementation", "experts", "tied"),
     [
-        (1, 8, ExpertsImplementation.grouped),
-        (1, 2, ExpertsImplementation.grouped),
-        (2, 4, ExpertsImplementation.loop),
-        (2, 1, ExpertsImplementation.grouped),
+        (1, 8, ExpertsImplementation.grouped, 4, False),
+        (1, 2, ExpertsImplementation.grouped, 4, False),
+        (2, 4, ExpertsImplementation.loop, 4, True),
+        (2, 1, ExpertsImplementation.grouped, 3, False),
     ],
 )
 def test_gradients_agree_with_one_process_for_every_layout(
-    ranks: Ranks, world_size: int, micro_batch: int, implementation: ExpertsImplementation
+    ranks: Ranks, world_size: int, micro_batch: int, implementation: ExpertsImplementation, experts: int, tied: bool
 ) -> None:
     config = tiny.config()
+    config.model.tie_embeddings = tied
     config.parallel.micro_batch = micro_batch
     assert config.model.moe is not None
+    config.model.moe.experts = experts
     # Coefficients so large that a mistake in the auxiliary losses cannot hide.
     config.model.moe.balance_loss, config.model.moe.z_loss = 1.0, 0.5
     config.model.moe.implementation = implementation
@@ -116,6 +118,24 @@ def test_every_layout_starts_from_the_same_bits(ranks: Ranks) -> None:
     two, *_ = ranks.run(first_values, tiny.config(), world_size=2)
     assert one.keys() == two.keys()
     assert all(one[name].equal(two[name]) for name in one)
+
+
+@pytest.mark.parametrize("experts", [1, 3, 4])
+def test_ranks_hold_equal_parts_of_the_experts_however_many_there_are(ranks: Ranks, experts: int) -> None:
+    config = tiny.config()
+    assert config.model.moe is not None
+    config.model.moe.experts, config.model.moe.top_k = experts, 1
+    zero, one = ranks.run(elements_held, config, world_size=2)
+    assert zero == one == 3 * experts * 16 * 8 // 2
+
+
+def elements_held(config: TrainerConfig) -> int:
+    state = build(config, tiny.CPU).state()
+    return sum(
+        value.to_local().numel()
+        for name, value in state.items()
+        if name.startswith("model.") and ".experts." in name and isinstance(value, DTensor)
+    )
 
 
 def test_bf16_gradients_are_close_to_fp32_and_parameters_stay_fp32(ranks: Ranks) -> None:

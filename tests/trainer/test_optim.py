@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -49,3 +50,20 @@ def test_matrices_are_decayed_and_vectors_spared() -> None:
     assert [p.ndim for p in decayed["params"]] == [2]
     assert {p.ndim for p in spared["params"]} == {1}
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.3, 0.0)
+
+
+def test_state_that_is_there_from_the_start_changes_no_step() -> None:
+    config = OptimConfig(lr=0.1, weight_decay=0.3, beta1=0.8, beta2=0.9, eps=1e-6)
+    torch.manual_seed(0)
+    ours, plain = nn.Linear(5, 4, bias=False), nn.Linear(5, 4, bias=False)
+    plain.load_state_dict(ours.state_dict())
+    reference = torch.optim.AdamW(
+        plain.parameters(), lr=config.lr, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.3, foreach=False
+    )
+    optimizer = adamw(ours.named_parameters(), config)
+    for _ in range(3):
+        ours.weight.grad = torch.randn(4, 5)
+        plain.weight.grad = ours.weight.grad.clone()
+        optimizer.step()
+        reference.step()
+    torch.testing.assert_close(ours.weight, plain.weight, rtol=1e-5, atol=1e-7)

@@ -70,11 +70,13 @@ def crash_in_step(config: TrainerConfig, folder: Path, step: int) -> tuple[None,
     return None, memory
 
 
-@pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize(("first", "then", "experts"), [(1, 2, 4), (2, 1, 3)])
 def test_another_number_of_ranks_goes_on_with_the_same_losses(
-    ranks: Ranks, tmp_path: Path, first: int, then: int
+    ranks: Ranks, tmp_path: Path, first: int, then: int, experts: int
 ) -> None:
     config = tiny.config()
+    assert config.model.moe is not None
+    config.model.moe.experts = experts  # 3 on 2 ranks: each has a part of every expert
     (_, whole), *_ = ranks.run(tiny.run, config, tmp_path / "whole", world_size=first)
     ranks.run(tiny.run, config, tmp_path / "parts", 4, world_size=first)
     results = ranks.run(tiny.run, config, tmp_path / "parts", world_size=then)
@@ -86,14 +88,26 @@ def test_another_number_of_ranks_goes_on_with_the_same_losses(
     assert [e["rank"] for e in reseeded] == list(range(first, then))
 
 
-def test_all_ranks_stop_after_the_same_step_when_one_is_asked(ranks: Ranks, tmp_path: Path) -> None:
-    results = ranks.run(only_rank_1_is_asked, tiny.config(), tmp_path, 3, world_size=2)
-    assert [(o.kind, o.reason, o.step) for o in results] == [("stopped", "SIGTERM", 3)] * 2
-    assert (tmp_path / "step-3" / "COMPLETE").exists()
+@pytest.mark.parametrize(
+    ("step", "kind", "reason", "saved"),
+    [
+        (3, "stopped", "SIGTERM", [3]),
+        (5, "stopped", "SIGTERM", [5]),  # a step that is saved anyway
+        (12, "finished", "train.tokens=1536", [5, 10, 12]),  # the last
+    ],
+)
+def test_all_ranks_stop_after_the_same_step_when_one_is_asked(
+    ranks: Ranks, tmp_path: Path, step: int, kind: str, reason: str, saved: list[int]
+) -> None:
+    results = ranks.run(only_rank_1_is_asked, tiny.config(**ALWAYS), tmp_path, step, world_size=2)
+    assert [(o.kind, o.reason, o.step) for o, _ in results] == [(kind, reason, step)] * 2
+    assert [e["step"] for e in results[0][1].events if e["kind"] == "checkpoint"] == saved
+    assert (tmp_path / f"step-{step}" / "COMPLETE").exists()
 
 
 def only_rank_1_is_asked(config: TrainerConfig, folder: Path, step: int) -> Any:
     engine = parallel.build(config, tiny.CPU)
+    memory = tiny.Memory()
     calls = 0
 
     def stop() -> str | None:
@@ -101,7 +115,7 @@ def only_rank_1_is_asked(config: TrainerConfig, folder: Path, step: int) -> Any:
         calls += 1
         return "SIGTERM" if engine.rank == 1 and calls == step else None
 
-    return train(config, engine, dataset=tiny.Tokens(), checkpoints=folder, stop=stop, record=tiny.Memory())
+    return train(config, engine, dataset=tiny.Tokens(), checkpoints=folder, stop=stop, record=memory), memory
 
 
 def test_a_run_that_reached_its_tokens_finishes_at_once(ranks: Ranks, tmp_path: Path) -> None:
@@ -123,14 +137,15 @@ def test_tokens_are_rounded_up_to_whole_steps(ranks: Ranks, tmp_path: Path) -> N
 def test_a_not_finite_loss_is_recorded_as_it_is_updates_nothing_and_ends_all_ranks(
     ranks: Ranks, tmp_path: Path
 ) -> None:
-    for message, memory, unchanged in ranks.run(poisoned, tiny.config(), tmp_path, world_size=2):
+    results = ranks.run(poisoned, tiny.config(), tmp_path, world_size=2)
+    for message, _, unchanged in results:
         assert "step 4: the loss is nan, the gradient norm nan" in message
         assert "the last checkpoint is of step 2" in message
         assert unchanged
-        if memory.steps:
-            assert [step for step, loss in memory.losses().items() if loss != loss] == [4]
-            assert memory.kinds()[-1] == "non_finite"
-            assert memory.syncs >= 2
+    memory = results[0][1]
+    assert [step for step, loss in memory.losses().items() if loss != loss] == [4]
+    assert memory.kinds()[-1] == "non_finite"
+    assert memory.syncs >= 2
     assert not (tmp_path / "step-3").exists()
 
 

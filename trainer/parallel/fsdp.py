@@ -6,10 +6,10 @@ from typing import cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.utils import get_total_norm
 
@@ -89,7 +89,13 @@ def _shard(decoder: Decoder, parallel: ParallelConfig, precision: Precision, dev
         assert isinstance(layer, Layer)
         if parallel.compile:
             _compile(layer)
-        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=parallel.reshard_after_forward)
+        fully_shard(
+            layer,
+            mesh=mesh,
+            mp_policy=policy,
+            reshard_after_forward=parallel.reshard_after_forward,
+            shard_placement_fn=_placement,
+        )
     # The root's own parameters, embedding and head, are needed first in backward: no use in freeing them.
     fully_shard(decoder, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for module in decoder.modules():
@@ -98,6 +104,18 @@ def _shard(decoder: Decoder, parallel: ParallelConfig, precision: Precision, dev
             # mesh of one rank a factor with forced sums would be applied twice.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def _placement(parameter: nn.Parameter) -> Shard | None:
+    """Along which dimension a parameter is split; None: the first.
+
+    8 stacked experts split along the first over 32 ranks would lie on 8 of these, with all of their optimizer
+    state. They are split along the next dimension that all ranks share evenly, where there is one.
+    """
+    ranks = dist.get_world_size()
+    if parameter.ndim < 3 or parameter.shape[0] % ranks == 0:
+        return None
+    return next((Shard(dim) for dim in range(1, parameter.ndim) if parameter.shape[dim] % ranks == 0), None)
 
 
 def _compile(layer: Layer) -> None:
