@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import math
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from typing import Protocol
 
 from hpc import attempt, ledger, slurm
 from hpc.config import Config, Launcher
+from hpc.errors import Failed
 from hpc.ledger import Record
 from hpc.request import Request
 from hpc.requeue import Cause
@@ -26,6 +28,14 @@ from hpc.slurm import SlurmError
 
 # Seconds from SIGTERM to a start that no teardown outlasts: KillWait is 30 by default.
 SAFE_HOLD = 45
+EARLY = 75.0  # seconds by which a signal may come early: Slurm's manual says 60
+COMPLETING_PATIENCE = 120.0  # seconds that an owner's job may take to leave its nodes
+REQUEUE_PATIENCE = 3600.0  # seconds for which a controller that is away is asked again to requeue
+HOLD_PATIENCE = 10.0  # seconds for which a requeued job is asked for an earlier start
+
+
+class OutsideOfJob(Exception):
+    """A supervisor of a run on Slurm was started by hand."""
 
 
 class Ranks(Protocol):
@@ -62,8 +72,16 @@ class Allocation(Protocol):
         """Called once on SIGTERM: Slurm ends the job. Returns why ranks cannot save any more, None if they can."""
         ...
 
+    def end_unbidden(self) -> tuple[Cause, str] | None:
+        """Why ranks ended although nobody asked this process to stop; None if the allocation is as it was."""
+        ...
+
     def requeue(self, hold: int) -> str:
-        """Queue again. Returns "ended" where this process must exit now, "here" where it goes on itself."""
+        """Queue again. Returns "ended" where this process must exit now, "here" where it goes on itself.
+
+        Raises:
+            Failed: if nothing will start this run again.
+        """
         ...
 
 
@@ -91,6 +109,10 @@ class SlurmAllocation:
     @classmethod
     def from_environment(cls, config: Config, request: Request, folder: Path) -> SlurmAllocation:
         env = os.environ
+        if "SLURM_JOB_ID" not in env:
+            raise OutsideOfJob(
+                f"a supervisor runs inside a Slurm job. Type: sbatch {shlex.quote(str(Run(folder).script))}"
+            )
         job_id = env["SLURM_JOB_ID"]
         if "SLURM_ARRAY_JOB_ID" in env:
             # The last task's own id is that of the whole array: asking by it would requeue every task.
@@ -120,13 +142,24 @@ class SlurmAllocation:
     def owner_lives(self, run: Run, record: Record) -> bool:
         if record.ended is not None and record.action in ("end", "stop"):
             return False
+        end = time.monotonic() + COMPLETING_PATIENCE
         try:
-            return slurm.in_queue(record.job_id) is not None
+            # A job that is leaving its nodes has either ended or will be queued again: one must see which.
+            while (state := self._in_queue(record.job_id)) == "COMPLETING" and time.monotonic() < end:
+                time.sleep(1.0)
         except SlurmError:
             limit = ledger.STALE_SECONDS if record.ended is None else ledger.HELD_SECONDS
             return ledger.silent_for(run, record) < limit
+        return state is not None
+
+    def _in_queue(self, job_id: str) -> str | None:
+        if not self.config.cluster.slurm_from_compute:
+            raise SlurmError("Slurm is not to be asked from compute nodes here")
+        return slurm.in_queue(job_id)
 
     def taken_away(self) -> str | None:
+        if not self.config.cluster.slurm_from_compute:
+            return None
         if down := self._down():
             return down
         # Should saving take all the time that Slurm gives, the job is at least not held for two minutes.
@@ -134,7 +167,43 @@ class SlurmAllocation:
             slurm.start_at(self.job_id, SAFE_HOLD)
         return None
 
+    def end_unbidden(self) -> tuple[Cause, str] | None:
+        # srun may learn of a dead node or a cancelled job before this process does. A preemption with a grace time
+        # may signal the ranks alone, which then save and leave by themselves.
+        if down := self._down():
+            return Cause.node_failure, down
+        told = self._told()
+        cause = self._verdict(told)
+        return None if cause is None else (cause, f"the ranks ended, job state {told['JobState']}")
+
+    def _verdict(self, told: Mapping[str, str]) -> Cause | None:
+        """Why Slurm is ending the job, by what it says of it; None while it does not, or does not answer.
+
+        Until its processes are gone a job is COMPLETING, whatever ended it. One that Slurm itself put back into the
+        queue counts a restart more than this one was started with; one that a person cancelled does not.
+        """
+        state = told.get("JobState", "")
+        restarts = told.get("Restarts", "")
+        if slurm.unix(told.get("PreemptTime", "")) is not None:
+            return Cause.preemption
+        if restarts.isdecimal() and int(restarts) > self.restart_count:
+            return Cause.preemption
+        if state == "COMPLETING":
+            late = self.ends - time.time() <= self.request.grace + EARLY
+            return Cause.time_limit if late else Cause.cancelled
+        known = {"CANCELLED": Cause.cancelled, "TIMEOUT": Cause.time_limit, "NODE_FAIL": Cause.node_failure}
+        return known.get(state, Cause.preemption if state in ("PREEMPTED", "PENDING", "REQUEUED") else None)
+
+    def _told(self) -> dict[str, str]:
+        """What Slurm says of this job; nothing if it does not answer."""
+        if self.config.cluster.slurm_from_compute:
+            with contextlib.suppress(SlurmError):
+                return slurm.job(self.job_id)
+        return {}
+
     def _down(self) -> str | None:
+        if not self.config.cluster.slurm_from_compute:
+            return None
         with contextlib.suppress(SlurmError):
             if down := slurm.down_nodes(self.nodes):
                 return f"node {', '.join(down)} is down"
@@ -143,15 +212,12 @@ class SlurmAllocation:
     def cause_of_stop(self, reason: str, grace: float) -> tuple[Cause, str]:
         if reason == "SIGTERM" and (down := self._down()):
             return Cause.node_failure, down
-        # Slurm may send the signal up to a minute early.
         left = self.ends - time.time()
-        state = ""
-        with contextlib.suppress(SlurmError):
-            state = slurm.job(self.job_id).get("JobState", "")
-        evidence = f"{reason} with {left:.0f} s left, job state {state or 'unknown'}"
-        if state.startswith("CANCELLED"):
-            return Cause.cancelled, evidence
-        if reason == "deadline" or left <= grace + 75:
+        told = self._told()
+        evidence = f"{reason} with {left:.0f} s left, job state {told.get('JobState', 'unknown')}"
+        if cause := self._verdict(told):
+            return cause, evidence
+        if reason == "deadline" or left <= grace + EARLY:
             return Cause.time_limit, evidence
         return Cause.preemption, evidence
 
@@ -159,21 +225,47 @@ class SlurmAllocation:
         # From here on only SIGKILL ends this process: the requeue sends SIGTERM to it and to scontrol.
         for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
+        script = Run(self.folder).script
+        by_hand = f"sbatch {shlex.quote(str(script))}"
+        if not self.config.cluster.slurm_from_compute:
+            raise Failed(
+                "no job may queue itself again here (cluster.slurm_from_compute=false). What was computed is saved; "
+                f"from a login node type: {by_hand}"
+            )
         try:
-            slurm.requeue(self.job_id)
+            if self._requeued(hold):
+                return "ended"
+            why = "Slurm did not take the requeue"
+        except slurm.Forbidden as error:
+            why = f"no requeue on this site ({error})"
+        try:
+            successor = slurm.sbatch(script, None, f"--dependency=afterany:{self.job_id}")
         except SlurmError as error:
-            successor = slurm.sbatch(Run(self.folder).script, None, f"--dependency=afterany:{self.job_id}")
-            print(f"no requeue on this site ({error}); job {successor} follows this one", flush=True)
-            Run(self.folder).set_state("requeued", job_id=successor)
-            return "ended"
-        for _ in range(20):
+            raise Failed(f"{why}, nor a successor ({error}). What was saved is there; type: {by_hand}") from error
+        print(f"{why}; job {successor} follows this one", flush=True)
+        Run(self.folder).set_state("requeued", job_id=successor)
+        return "ended"
+
+    def _requeued(self, hold: int) -> bool:
+        """Requeue, however long the controller is away. A start can only be set for a job that waits: Slurm's taking
+        that is the proof that the requeue came through, whatever its own answer was."""
+        began = time.monotonic()
+        queued, said, pause = False, "", 0.5
+        while time.monotonic() < began + REQUEUE_PATIENCE:
+            if not queued and slurm.requeue(self.job_id):
+                queued, began, pause = True, time.monotonic(), 0.5
             try:
                 slurm.start_at(self.job_id, hold)
-                break
+                return True
             except SlurmError as error:
-                print(f"could not set the start time yet: {error}", flush=True)
-                time.sleep(0.5)
-        return "ended"
+                if queued and time.monotonic() > began + HOLD_PATIENCE:
+                    return True  # it starts all the same, when Slurm's own hold is over
+                if str(error) != said:
+                    said = str(error)
+                    print(f"could not set the start time yet: {said}", flush=True)
+            time.sleep(pause)
+            pause = pause if queued else min(10.0, pause * 1.5)
+        return queued
 
 
 def _end_of(job_id: str, config: Config, request: Request) -> float:
@@ -260,6 +352,9 @@ class LocalAllocation:
     def taken_away(self) -> str | None:
         return None
 
+    def end_unbidden(self) -> tuple[Cause, str] | None:
+        return None
+
     def cause_of_stop(self, reason: str, grace: float) -> tuple[Cause, str]:
         if reason == "deadline":
             return Cause.time_limit, f"job.time={self.config.job.time} is used up"
@@ -315,6 +410,8 @@ def process_lives(pid: int, began: float) -> bool:
     import psutil
 
     try:
-        return psutil.Process(pid).create_time() <= began + 1
+        process = psutil.Process(pid)
+        # A child that ended and was not waited for still has its number.
+        return process.create_time() <= began + 1 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False

@@ -106,12 +106,13 @@ class Attempt:
         from hpc import slurm
         from hpc.config import Host
 
-        rendezvous = load_config(self.run).cluster.rendezvous
+        cluster = load_config(self.run).cluster
+        rendezvous = cluster.rendezvous
         if self.emulated:
             return "127.0.0.1"
         if rendezvous.host is Host.interface:
             return _interface_address(rendezvous.interface or "lo")
-        if rendezvous.host is Host.node_addr:
+        if rendezvous.host is Host.node_addr and cluster.slurm_from_compute:
             return slurm.node_address(self.node)
         return socket.gethostname()
 

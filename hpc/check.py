@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,14 +20,14 @@ PLAIN_RANK_GB, TORCH_RANK_GB = 0.06, 0.45
 
 def problems(config: Config, request: Request) -> list[Problem]:
     """Everything that is wrong with a request, as far as its values and the cluster's description show."""
-    found = [*_name(config), *_shape(config, request), *_time(config, request), *_container(config)]
+    found = [*_name(config), *_words(config), *_shape(config, request), *_time(config, request), *_container(config)]
     if isinstance(config.job, TrainJob):
         found += training.problems(
             config.model, config.data, config.optim, config.parallel, config.train, max(1, request.world_size)
         )
         found += _data(config)
     if isinstance(config.job, PrepareJob):
-        found += _corpus(config)
+        found += _corpus(config, request)
     return found
 
 
@@ -38,6 +39,33 @@ def _name(config: Config) -> Iterator[Problem]:
             "letters, digits, dot, dash and underscore, beginning with a letter or digit, at most 64",
             "name=my-run",
         )
+
+
+def _words(config: Config) -> Iterator[Problem]:
+    """Text that goes into the script: each value must stay one word on one line."""
+    cluster, job = config.cluster, config.job
+    if not cluster.runs.isprintable() or set("\\%") & set(cluster.runs):
+        # Slurm replaces %j and the like also in the folder of a log; a backslash makes it replace nothing at all.
+        yield Problem(
+            "cluster.runs",
+            repr(cluster.runs),
+            "a folder whose path has no backslash, percent sign or control character",
+            "cluster.runs=DIR",
+        )
+    given = {f"job.{n}": getattr(job, n) for n in ("account", "qos", "reservation", "constraint", "exclude")}
+    given |= {f"cluster.{n}": getattr(cluster, n) for n in ("account", "qos", "reservation", "python")}
+    given |= {f"cluster.environment.{k}": v for k, v in cluster.environment.items()}
+    for path, value in given.items():
+        if value is not None and not value.isprintable():
+            yield Problem(path, repr(value), "text on one line without control characters", f"{path}=TEXT")
+    for name in cluster.environment:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            yield Problem(
+                "cluster.environment",
+                repr(name),
+                "names of letters, digits and underscore",
+                "cluster.environment.NAME=TEXT",
+            )
 
 
 def _shape(config: Config, request: Request) -> Iterator[Problem]:
@@ -130,7 +158,10 @@ def _data(config: Config) -> Iterator[Problem]:
         )
 
 
-def _corpus(config: Config) -> Iterator[Problem]:
+def _corpus(config: Config, request: Request) -> Iterator[Problem]:
+    if request.world_size > 1:
+        given, fix = f"{request.nodes} nodes x {request.ranks_per_node} ranks", "job.nodes=1 job.ranks_per_node=1"
+        yield Problem("job.ranks_per_node", given, "job=prepare works on one rank; more would only wait", fix)
     corpus = config.data.corpus
     if corpus.source is training.CorpusSource.files and not corpus.files:
         yield Problem(

@@ -9,6 +9,7 @@ queue, and with it the lease.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -53,7 +54,10 @@ class Record:
         if value is None:
             return None
         names = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in value.items() if k in names})
+        known = {k: v for k, v in value.items() if k in names}
+        if not isinstance(known.get("number"), int) or not isinstance(known.get("job_id"), str):
+            return None
+        return cls(**known)
 
 
 class Held(Exception):
@@ -61,10 +65,14 @@ class Held(Exception):
 
 
 def history(run: Run) -> list[Record]:
-    """All attempts of a run, oldest first."""
-    numbers = sorted(int(p.name) for p in run.attempts.glob("*") if p.name.isdigit())
-    found = (Record.read(run.attempts / str(n)) for n in numbers)
+    """All attempts of a run whose record can be read, oldest first."""
+    found = (Record.read(folder(run, n)) for n in numbers(run))
     return [record for record in found if record is not None]
+
+
+def numbers(run: Run) -> list[int]:
+    """The numbers taken so far, in order."""
+    return sorted(int(p.name) for p in run.attempts.glob("*") if p.name.isdecimal())
 
 
 def folder(run: Run, number: int) -> Path:
@@ -84,7 +92,7 @@ def take(run: Run, wanted: Callable[[int], Record], owner_lives: Callable[[Recor
     run.attempts.mkdir(exist_ok=True)
     while True:
         past = history(run)
-        number = past[-1].number + 1 if past else 0
+        number = max(numbers(run), default=-1) + 1  # also past a record that a disk lost
         mine = wanted(number)
         if past and past[-1].job_id != mine.job_id and owner_lives(past[-1]):
             raise Held(f"attempt {past[-1].number} belongs to job {past[-1].job_id}, which is still in the queue")
@@ -112,7 +120,8 @@ def update(run: Run, number: int, **changes: Any) -> Record:
     """Write changed fields of an attempt's record."""
     path = folder(run, number)
     record = Record.read(path)
-    assert record is not None, f"attempt {number} has no record"
+    if record is None:
+        raise FileNotFoundError(errno.ENOENT, "the attempt's record cannot be read", str(path / ATTEMPT))
     new = {**asdict(record), **changes}
     write_json(path / ATTEMPT, new)
     return Record(**new)

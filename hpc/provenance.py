@@ -37,13 +37,20 @@ def manifest(typed: list[str], cluster: str, *, emulated: bool) -> dict[str, Any
         "cluster": cluster,
         "emulated": emulated,
         "submitted": time.time(),
-        "user": getpass.getuser(),
+        "user": _user(),
         "host": socket.gethostname(),
         "working_folder": str(Path.cwd()),
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "packages": packages(),
         "git": git_state(ROOT),
     }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may know no name for this user
+        return str(os.getuid())
 
 
 def packages() -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,23 +16,26 @@ from monitoring.snapshot import JobState
 
 
 def states(found: Iterable[Run], known: Mapping[Path, JobState] | None = None) -> Mapping[Path, JobState]:
-    """The job of each run that Slurm knows, by run folder. Runs on this machine are told by their own files.
+    """The job of each run that is in Slurm's hands, by run folder; its state is GONE if Slurm knows it no more.
 
     Args:
         known: what was answered before; it stays, with its age, where Slurm does not answer now. No answer is not an
             empty queue.
     """
-    by_cluster: dict[str, list[Run]] = {}
+    by_cluster: dict[tuple[str, bool], list[Run]] = {}
     result: dict[Path, JobState] = {}
     for run in found:
         job_id = run.job_id
         if job_id is None or run.state().get("state") in ("finished", "failed", "cancelled"):
             continue
-        if job_id.startswith("local-"):
+        if re.fullmatch(r"\d+(_\d+)?", job_id):
+            by_cluster.setdefault((run.cluster, run.emulated), []).append(run)
+    for (_, emulated), members in by_cluster.items():
+        environment = controller(members[0])
+        if environment is None:
+            if emulated:
+                result.update({run.folder: _gone(run) for run in members})
             continue
-        by_cluster.setdefault(str(run.state().get("cluster", "")), []).append(run)
-    for cluster, members in by_cluster.items():
-        environment = target(cluster, Launcher.slurm)
         try:
             rows = slurm.queue([str(run.job_id) for run in members], environment, timeout=10)
         except slurm.SlurmError:
@@ -38,9 +43,38 @@ def states(found: Iterable[Run], known: Mapping[Path, JobState] | None = None) -
             continue
         for run in members:
             row = rows.get(str(run.job_id))
-            if row is not None:
-                result[run.folder] = job_state(row, emulated=bool(environment))
+            ours = row is not None and belongs(row, run)
+            result[run.folder] = job_state(row, emulated=emulated) if row and ours else _gone(run)
     return result
+
+
+def controller(run: Run) -> Mapping[str, str] | None:
+    """What Slurm's programs must find in their environment to speak to the run's cluster.
+
+    None where its emulated cluster is down, or an emulated one hides the real one: to the Slurm that answers, the
+    run's job id would be another job's.
+    """
+    environment = target(run.cluster, Launcher.slurm)
+    return environment if bool(environment) == run.emulated else None
+
+
+def belongs(row: slurm.QueueRow, run: Run) -> bool:
+    """Whether a job is this run's and not another of its number, as on a cluster that was set up anew."""
+    return not row.folder or Path(row.folder).resolve() == run.folder.resolve()
+
+
+def local_lives(run: Run) -> bool | None:
+    """Whether the supervisor of a run without Slurm lives; None where that cannot be seen from this machine."""
+    if run.host != socket.gethostname():
+        return None
+    from hpc.allocation import process_lives
+
+    pid = (run.job_id or "").removeprefix("local-")
+    return pid.isdecimal() and process_lives(int(pid), run.config_file.stat().st_mtime + 60)
+
+
+def _gone(run: Run) -> JobState:
+    return JobState(job_id=str(run.job_id), state="GONE", emulated=run.emulated, seen=time.time())
 
 
 def job_state(row: slurm.QueueRow, *, emulated: bool) -> JobState:

@@ -81,7 +81,16 @@ def resolve(config: Config) -> Request:
             f"cluster.partitions.{name}.node_type={limits.node_type}: allowed: {', '.join(cluster.node_types)}"
         )
     node = cluster.node_types[limits.node_type]
-    ranks = job.ranks_per_node or node.gpus or (1 if cluster.launcher.name == "slurm" else node.cores)
+    ranks = job.ranks_per_node
+    if ranks is None:
+        ranks = node.gpus or (1 if cluster.launcher.name == "slurm" else node.cores)
+    try:
+        seconds(limits.max_time)
+    except ValueError:
+        raise Refused(
+            f"cluster.partitions.{name}.max_time={limits.max_time}: no time that Slurm can read. Allowed: MM, MM:SS, "
+            "HH:MM:SS, D-HH:MM:SS, UNLIMITED"
+        ) from None
     asked = job.time if job.time is not None else (limits.default_time or limits.max_time)
     try:
         time = seconds(asked)

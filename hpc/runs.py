@@ -149,8 +149,10 @@ class Run:
         return self.cancel_file.exists()
 
     def state(self) -> dict[str, Any]:
-        """What state.json says: state, reason, job_id, cluster, emulated, updated."""
-        return read_json(self.state_file) or {}
+        """What state.json says: state, reason, job_id, cluster, emulated, updated. Text where text belongs."""
+        found = read_json(self.state_file) or {}
+        texts = ("state", "reason", "job_id", "cluster")
+        return {k: v for k, v in found.items() if k not in texts or isinstance(v, str)}
 
     def set_state(self, state: str, **fields: Any) -> None:
         """Replace state.json; fields that are not given keep their values.
@@ -164,7 +166,25 @@ class Run:
     @property
     def job_id(self) -> str | None:
         """The newest job: as the supervisor said, or before it ran, as the submitting command did."""
-        return self.state().get("job_id") or (read_json(self.manifest_file) or {}).get("job_id")
+        return self.state().get("job_id") or self._submitted("job_id")
+
+    @property
+    def cluster(self) -> str:
+        return self.state().get("cluster") or self._submitted("cluster") or ""
+
+    @property
+    def emulated(self) -> bool:
+        """Whether the run was submitted to an emulated cluster."""
+        return bool(self.state().get("emulated", (read_json(self.manifest_file) or {}).get("emulated")))
+
+    @property
+    def host(self) -> str:
+        """The machine that it was submitted from; a run without Slurm lives there."""
+        return self._submitted("host") or ""
+
+    def _submitted(self, key: str) -> str | None:
+        value = (read_json(self.manifest_file) or {}).get(key)
+        return value if isinstance(value, str) else None
 
     def config(self) -> Config:
         """The resolved configuration that was submitted."""
@@ -245,6 +265,14 @@ def find(root: Path, text: str) -> Run:
 def root() -> Path:
     """Where runs are looked for when only a name or an id is given: $HPC_RUNS, or ./runs."""
     return Path(os.environ.get("HPC_RUNS", "runs"))
+
+
+def count(text: str) -> int:
+    """A number of things as typed; ValueError if it is none (for argparse)."""
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
 
 
 def disk_failure(error: OSError, doing: str) -> Failed:

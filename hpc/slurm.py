@@ -15,6 +15,7 @@ from typing import Any
 from hpc.errors import Failed
 
 TIMEOUT = 30.0  # seconds for one answer
+URGENT = 8.0  # the same, while Slurm is about to kill whoever asks
 
 
 class SlurmError(Failed):
@@ -25,6 +26,10 @@ class SlurmError(Failed):
         self.stderr = stderr
 
 
+class Forbidden(SlurmError):
+    """The site does not allow it: asking again changes nothing."""
+
+
 def available() -> bool:
     """Whether this machine has Slurm's client programs."""
     return shutil.which("sbatch") is not None
@@ -32,7 +37,11 @@ def available() -> bool:
 
 def clean_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Without what an enclosing job left behind: a job submitted from inside another must not inherit its shape."""
-    leftover = re.compile(r"(SLURM|SLURMD|SRUN|SBATCH|SUBMITIT|HPC_RANK|HPC_LOCAL|HPC_WORLD|HPC_NODE|PMI|PMIX)(_.*)?$")
+    leftover = re.compile(
+        r"(SLURM|SLURMD|SRUN|SBATCH|SUBMITIT|PMI|PMIX)(_.*)?$"
+        r"|HPC_(RUN|ATTEMPT|JOB_ID|DEADLINE|EMULATED|RANK|RANKS_PER_NODE|WORLD_SIZE|LOCAL_RANK|NODE)$"
+        r"|(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT)$"
+    )
     keep = {"SLURM_CONF"}
     return {k: v for k, v in environment.items() if k in keep or not leftover.match(k)}
 
@@ -112,6 +121,7 @@ class QueueRow:
     started: str = _squeue("S")  # while pending: expected start
     ends: str = _squeue("e")
     user: str = _squeue("u")
+    folder: str = _squeue("Z")  # its working folder: for our jobs that of the run
 
 
 _LETTERS = {f.name: f.metadata["letter"] for f in fields(QueueRow)}
@@ -196,7 +206,7 @@ def job(job_id: str, environment: Mapping[str, str] | None = None) -> dict[str, 
 
 def down_nodes(nodes: Iterable[str]) -> list[str]:
     """Those of ``nodes`` that Slurm has given up."""
-    text = call(["sinfo", "--noheader", "--Node", "--nodes", ",".join(nodes), "-o", "%N %T"])
+    text = call(["sinfo", "--noheader", "--Node", "--nodes", ",".join(nodes), "-o", "%N %T"], timeout=URGENT)
     rows = [line.split() for line in text.splitlines() if line.strip()]
     return sorted({name for name, state in rows if state.startswith(("down", "fail", "unknown"))})
 
@@ -216,26 +226,30 @@ def hostnames(expression: str) -> list[str]:
 
 
 def requeue(job_id: str) -> bool:
-    """Put a job back into the queue; False if Slurm already did, or it is being done.
+    """Put a job back into the queue; False if Slurm did not take that: it has done so already, or is not there.
 
     Args:
         job_id: array-safe, A_T for a task of an array: A alone would requeue every task.
 
     Raises:
-        SlurmError: if the site does not allow it.
+        Forbidden: if the site does not allow it.
     """
     try:
         call(["scontrol", "requeue", job_id])
     except SlurmError as error:
         if "disabled" in error.stderr or "denied" in error.stderr:
-            raise
+            raise Forbidden(str(error), error.stderr) from error
         return False
     return True
 
 
 def start_at(job_id: str, in_seconds: int) -> None:
-    """Give a requeued job a start in the near future, in place of Slurm's hold of two minutes."""
-    call(["scontrol", "update", f"JobId={job_id}", f"StartTime=now+{in_seconds}"])
+    """Give a requeued job a start in the near future, in place of Slurm's hold of two minutes.
+
+    Raises:
+        SlurmError: also for a job that was not requeued.
+    """
+    call(["scontrol", "update", f"JobId={job_id}", f"StartTime=now+{in_seconds}"], timeout=URGENT)
 
 
 def signal_batch(job_id: str, name: str, environment: Mapping[str, str] | None = None) -> None:

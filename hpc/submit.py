@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -81,28 +82,49 @@ def dispatch(plan: Plan, typed: list[str]) -> Run:
             f"cluster={config.cluster.name} is reached through sbatch, which is not installed here. Submit from its "
             f"login node, rehearse with `hpc emulate up cluster={config.cluster.name}`, or use cluster=local."
         )
-    parent = Path(config.cluster.runs) / config.name
-    name = new_id()
-    tmp, folder = parent / f".{name}.tmp", parent / name
-    try:
-        tmp.mkdir(parents=True)
-        _write(Run(tmp), plan, typed)
-        tmp.rename(folder)
-        sync_folder(parent)
-    except OSError as error:
-        shutil.rmtree(tmp, ignore_errors=True)
-        raise disk_failure(error, "write the run folder") from error
-    run = Run(folder)
+    run = Run(_folder(plan, typed))
     try:
         job_id = _hand_over(run, plan)
     except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(run.folder, ignore_errors=True)
         if isinstance(error, OSError):
             raise disk_failure(error, "dispatch the run") from error
         raise
     # The state is the supervisor's from here on; it may be running already.
     write_json(run.manifest_file, {**(read_json(run.manifest_file) or {}), "job_id": job_id})
     return run
+
+
+def _folder(plan: Plan, typed: list[str]) -> Path:
+    """Write a new run's folder under a hidden name, which becomes the real one when all is there."""
+    parent = Path(plan.config.cluster.runs) / plan.config.name
+    try:
+        tmp, folder = _new_folder(parent)
+    except OSError as error:
+        raise disk_failure(error, "write the run folder") from error
+    try:
+        _write(Run(tmp), plan, typed)
+        tmp.rename(folder)
+        sync_folder(parent)
+    except BaseException as error:
+        shutil.rmtree(tmp, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise disk_failure(error, "write the run folder") from error
+        raise
+    return folder
+
+
+def _new_folder(parent: Path) -> tuple[Path, Path]:
+    parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        name = new_id()
+        tmp, folder = parent / f".{name}.tmp", parent / name
+        # Many may be submitting in the same second, and one must not clear away another's.
+        with contextlib.suppress(FileExistsError):
+            tmp.mkdir()
+            if not folder.exists():
+                return tmp, folder
+            tmp.rmdir()
 
 
 def _write(run: Run, plan: Plan, typed: list[str]) -> None:

@@ -7,6 +7,7 @@ finished only when its FINISHED marker says so.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -23,10 +24,11 @@ from hpc.errors import Failed, Refused
 from hpc.ledger import Record
 from hpc.request import resolve
 from hpc.requeue import Action, Cause, Decision, decide
-from hpc.runs import READY, REFUSED, Run
+from hpc.runs import READY, REFUSED, Run, disk_failure
 
 POLL = 0.1  # seconds between two looks at the ranks
 REPEAT = 3.0  # seconds after which a stop is forwarded again: signals to steps do get lost
+WRITE_PATIENCE = 60.0  # seconds for which a write into the run folder is tried again
 TERM_PATIENCE = 24.0  # seconds for ranks to save after SIGTERM, of the 30 that Slurm's KillWait gives
 
 
@@ -79,12 +81,13 @@ class Supervisor:
                 record = ledger.take(
                     self.run, self._new_record, lambda past: self.allocation.owner_lives(self.run, past)
                 )
+                self._settle_predecessor(record)
+                decision = self._attempt(record)
             except ledger.Held as held:
                 say(f"refused: {held}. This job ends, the run goes on there. To end that: hpc cancel {self.run.id}")
                 return 3
-            self._settle_predecessor(record)
-            decision = self._attempt(record)
-            if decision.action is Action.requeue and self._requeue():
+            # Cancelled while the attempt was ending: no need to wait in the queue for that.
+            if decision.action is Action.requeue and not self.run.cancelled and self._requeue(record):
                 return 0
             if decision.action in (Action.end, Action.stop):
                 self._conclude(decision)
@@ -140,9 +143,8 @@ class Supervisor:
         ranks = self.allocation.start(ledger.folder(self.run, record.number), self._rank_environment(record))
         code = self._watch(ranks, record)
         cause, evidence = self._cause(record, code)
-        ledger.update(
-            self.run,
-            record.number,
+        self._note(
+            record,
             ended=time.time(),
             cause=cause.value,
             evidence=evidence,
@@ -155,9 +157,35 @@ class Supervisor:
             seconds_left=self.allocation.ends - time.time(),
             grace=self.request.grace,
         )
-        ledger.update(self.run, record.number, action=decision.action.value)
+        self._note(record, action=decision.action.value)
         say(f"attempt {record.number} ended by {cause.value} ({evidence}); next: {decision.action.value}")
         return decision
+
+    def _note(self, record: Record, **changes: object) -> None:
+        """Write into an attempt's record. A file system that stumbles must not end a run that is well."""
+        end = time.monotonic() + WRITE_PATIENCE
+        while True:
+            try:
+                ledger.update(self.run, record.number, **changes)
+                return
+            except OSError as error:
+                if time.monotonic() > end:
+                    raise
+                say(f"could not write the attempt's record, trying again: {error}")
+                time.sleep(5.0)
+
+    def _beat(self, record: Record) -> None:
+        """Show that this process lives, and look whether it was given up meanwhile.
+
+        Raises:
+            ledger.Held: if a later attempt began, as when Slurm took this node for dead and started the job elsewhere.
+        """
+        try:
+            ledger.beat(self.run, record.number)
+        except OSError as error:
+            say(f"no heartbeat: {error}")
+        if ledger.folder(self.run, record.number + 1).exists():
+            raise ledger.Held(f"attempt {record.number + 1} began while this one was taken for dead")
 
     def _rank_environment(self, record: Record) -> dict[str, str]:
         env = {
@@ -188,28 +216,36 @@ class Supervisor:
         while (code := ranks.poll()) is None:
             now = time.monotonic()
             if now >= next_beat:
-                ledger.beat(self.run, record.number)
                 next_beat = now + ledger.HEARTBEAT_SECONDS
+                try:
+                    self._beat(record)
+                except ledger.Held:
+                    ranks.end(now=True)
+                    raise
             asked = self._stop_asked()
+            if asked and now >= forwarded + REPEAT:
+                forwarded = now
+                self._forward(ranks, folder, asked)
             if asked and asked[0] != told:
                 told = asked[0]
                 say(f"asked to stop by {told}")
+                # Only after the ranks were told: Slurm may take seconds to answer, of the few that it leaves.
                 self.node_failure = self.allocation.taken_away() if told == "SIGTERM" else None
                 if self.node_failure:
                     # srun would wait for the dead node until Slurm kills this process.
                     ranks.end(now=False)
                     return 1
-            if asked and now >= forwarded + REPEAT:
-                forwarded = now
-                if now > self._patience_ends(asked):
-                    say("the ranks did not end in time; killing them")
-                    ranks.end(now=True)
-                elif (folder / READY).exists():
-                    ranks.ask_to_stop()
-                else:  # nothing was computed yet, so there is nothing to save
-                    ranks.end(now=False)
             time.sleep(POLL)
         return code
+
+    def _forward(self, ranks: Ranks, folder: Path, asked: tuple[str, float]) -> None:
+        if time.monotonic() > self._patience_ends(asked):
+            say("the ranks did not end in time; killing them")
+            ranks.end(now=True)
+        elif (folder / READY).exists():
+            ranks.ask_to_stop()
+        else:  # nothing was computed yet, so there is nothing to save
+            ranks.end(now=False)
 
     def _patience_ends(self, asked: tuple[str, float]) -> float:
         """Monotonic time until which ranks may take to save."""
@@ -217,7 +253,8 @@ class Supervisor:
         if reason == "SIGTERM" and not math.isinf(self.allocation.ends):
             return since + TERM_PATIENCE
         margin = min(20.0, self.request.grace / 3)  # to requeue before Slurm's own end
-        return since + max(5.0, min(self.allocation.ends - time.time(), self.request.grace) - margin)
+        job_ends = time.monotonic() + self.allocation.ends - time.time()
+        return max(since + 5.0, min(job_ends, since + self.request.grace) - margin)
 
     def _cause(self, record: Record, code: int) -> tuple[Cause, str]:
         folder = ledger.folder(self.run, record.number)
@@ -231,6 +268,8 @@ class Supervisor:
             return Cause.node_failure, self.node_failure
         if self.asked is not None:
             return self.allocation.cause_of_stop(self.asked[0], self.request.grace)
+        if found := self.allocation.end_unbidden():
+            return found
         return Cause.crash, f"exit status {code}; {last_words(folder)}"
 
     def _reached(self, number: int) -> int | None:
@@ -238,27 +277,32 @@ class Supervisor:
         from monitoring.tail import last_step
 
         steps = [last_step(ledger.folder(self.run, number))]
-        steps += [int(p.parent.name[5:]) for p in self.run.checkpoints.glob("step-*/COMPLETE")]
+        saved = (p.parent.name.removeprefix("step-") for p in self.run.checkpoints.glob("step-*/COMPLETE"))
+        steps += [int(step) for step in saved if step.isdecimal()]
         known = [step for step in steps if step is not None]
         return max(known) if known else None
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
-    def _requeue(self) -> bool:
+    def _requeue(self, record: Record) -> bool:
         """Queue again; True if this process must exit."""
         self.run.set_state("requeued")
-        if self.allocation.requeue(self.config.cluster.requeue_hold) == "ended":
-            return True
+        try:
+            if self.allocation.requeue(self.config.cluster.requeue_hold) == "ended":
+                return True
+        except Failed:
+            self._note(record, action=Action.stop.value)  # this job gives the run up to whoever submits it again
+            raise
         self.asked = None
         return False
 
     def _conclude(self, decision: Decision) -> None:
         if decision.action is Action.stop:
-            self.run.set_state("failed", reason=decision.reason)
             say(f"the run stops: {decision.reason}")
+            self.run.set_state("failed", reason=decision.reason)
         else:
-            self.run.set_state(decision.reason, reason="")
             say(f"the run is {decision.reason}")
+            self.run.set_state(decision.reason, reason="")
 
 
 def last_words(folder: Path) -> str:
@@ -275,8 +319,9 @@ def last_words(folder: Path) -> str:
 
 
 def say(text: str) -> None:
-    """A line in the job's log."""
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} hpc: {text}", flush=True)
+    """A line in the job's log, unless its disk is full."""
+    with contextlib.suppress(OSError):
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} hpc: {text}", flush=True)
 
 
 def main(argv: list[str]) -> int:
@@ -290,9 +335,15 @@ def main(argv: list[str]) -> int:
         say(str(error))
         run.set_state("failed", reason=str(error))
         return error.status
+    except allocations.OutsideOfJob as error:
+        say(str(error))  # and not into the run's state: the run may well be alive in its job
+        return Refused.status
     except OSError as error:
-        say(f"cannot go on: {error}")
-        raise
+        failure = disk_failure(error, "keep the run's records")
+        say(str(failure))
+        with contextlib.suppress(OSError):
+            run.set_state("failed", reason=str(failure))
+        return failure.status
 
 
 if __name__ == "__main__":

@@ -17,7 +17,13 @@ ASK_SLURM_EVERY = 30.0  # seconds
 
 
 def outcome(run: Run) -> int | None:
-    """The exit status of a run that has ended; None while it may go on."""
+    """The exit status of a run that has ended; None while it may go on.
+
+    Raises:
+        Failed: if its folder is gone.
+    """
+    if not run.config_file.exists():
+        raise Failed(f"the run folder {run.folder} is gone, or is no longer one")
     if run.finished:
         return 0
     return ENDED.get(run.state().get("state", ""))
@@ -85,22 +91,15 @@ class Gone:
 
 
 def _liveness(run: Run) -> Callable[[], bool]:
-    from hpc.submit import target
+    from hpc.queue import controller, local_lives
 
-    config = run.config()
-    if config.cluster.launcher is Launcher.local:
-        from hpc.allocation import process_lives
-
-        submitted = run.config_file.stat().st_mtime
-
-        def local() -> bool:
-            pid = (run.job_id or "local-0").removeprefix("local-")
-            return process_lives(int(pid), submitted + 60)
-
-        return local
-    environment = target(config.cluster.name, config.cluster.launcher)
+    if run.config().cluster.launcher is Launcher.local:
+        return lambda: local_lives(run) is not False
 
     def queued() -> bool:
+        environment = controller(run)
+        if environment is None:
+            return not run.emulated
         try:
             return run.job_id is None or slurm.in_queue(run.job_id, environment) is not None
         except slurm.SlurmError:

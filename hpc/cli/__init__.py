@@ -67,3 +67,8 @@ def _call(verb: str, words: list[str]) -> int:
         # The reader of our output went away; keep Python from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # Such as another user's run, or a folder that went away while it was read.
+        where = f": {error.filename}" if error.filename else ""
+        print(f"hpc {verb}: {error.strerror or error}{where}", file=sys.stderr)
+        return Failed.status

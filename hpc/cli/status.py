@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="hpc status", description=HELP)
     parser.add_argument("run", nargs="?", help="id or its beginning, name, folder, or last; all runs if left out")
     parser.add_argument("--json", action="store_true", help="a JSON list")
-    parser.add_argument("-n", type=int, default=20, metavar="N", help="the newest N runs (20)")
+    parser.add_argument("-n", type=runs.count, default=20, metavar="N", help="the newest N runs (20)")
     args = parser.parse_args(argv)
     root = runs.root()
     found = [runs.find(root, args.run)] if args.run else list(runs.every(root))[: args.n]
@@ -71,9 +72,8 @@ def _row(run: Run, job: Any) -> Row:
             last = last_record(run.attempts / str(record.number)) or {}
     text = "finished" if run.finished else str(state.get("state", "unknown"))
     reason = str(state.get("reason") or "")
-    if job is not None and text in ("queued", "requeued", "running"):
-        text = job.state.lower()
-        reason = job.reason if job.reason not in ("None", "") and job.state == "PENDING" else reason
+    if text in ("queued", "requeued", "running"):
+        text, reason = _in_other_hands(run, job, text, reason)
     return Row(
         name=run.name,
         id=run.id,
@@ -90,11 +90,30 @@ def _row(run: Run, job: Any) -> Row:
     )
 
 
+def _in_other_hands(run: Run, job: Any, text: str, reason: str) -> tuple[str, str]:
+    """State and reason of a run that has not ended by its own word, as Slurm or this machine see it."""
+    from hpc.queue import local_lives
+    from hpc.slurm import GONE
+
+    if job is None:
+        if (run.job_id or "").startswith("local-") and local_lives(run) is False:
+            return "gone", f"its supervisor was killed; see: hpc logs {run.id}"
+        return text, reason
+    if job.state == "GONE" or job.state in GONE:
+        said = "Slurm no longer knows its job" if job.state == "GONE" else f"its job is {job.state}"
+        return "gone", f"{said}, and the run has not ended; to go on: sbatch {shlex.quote(str(run.script))}"
+    return job.state.lower(), job.reason if job.reason not in ("None", "") and job.state == "PENDING" else reason
+
+
 def _target(run: Run) -> int | None:
     # A typed load of each of many configurations would take seconds; one line of the YAML is enough here.
     import re
 
-    found = re.search(r"(?m)^train:\n(?:  .*\n)*?  tokens: (\d+)$", run.config_file.read_text(encoding="utf-8"))
+    try:
+        text = run.config_file.read_text(encoding="utf-8")
+    except (OSError, ValueError):  # another user's, or removed just now
+        return None
+    found = re.search(r"(?m)^train:\n(?:  .*\n)*?  tokens: (\d+)$", text)
     return int(found.group(1)) if found else None
 
 

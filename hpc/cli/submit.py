@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpc.errors import Refused
 from hpc.runs import Run
+
+if TYPE_CHECKING:
+    from hpc.submit import Plan
 
 FLAGS = ("--dry-run", "--wait", "--watch", "--json")
 
@@ -21,21 +25,14 @@ def main(argv: list[str]) -> int:
     for word in words:
         if word.startswith("--dry") or word in ("--follow", "--block"):
             raise Refused(f"unknown flag {word}. Own flags: {', '.join(FLAGS)}; Hydra's: hpc submit --hydra-help")
-    started: list[Run] = []
-    failures: list[BaseException] = []
+    plans = _plans(words)
+    if "--dry-run" in flags:
+        from hpc import submit
 
-    def task(config: Any) -> None:
-        # Hydra prints a traceback's worth of text for an exception that passes through it.
-        if failures:
-            return
-        try:
-            _one(config, words, flags, started)
-        except Exception as error:
-            failures.append(error)
-
-    _run_hydra(words, task)
-    if failures:
-        raise failures[0]
+        for plan in plans:
+            print(submit.render(plan), end="")
+        return 0
+    started = [_dispatch(plan, words, flags) for plan in plans]
     if not started:
         return 0
     if "--watch" in flags:
@@ -47,6 +44,42 @@ def main(argv: list[str]) -> int:
 
         return max(wait(run, quiet="--json" in flags) for run in started)
     return 0
+
+
+def _plans(words: list[str]) -> list[Plan]:
+    """Every request that was typed, composed and checked: of a multirun all of them, before any is dispatched."""
+    from hpc import submit
+    from hpc.compose import refused, typed
+
+    plans: list[Plan] = []
+    failures: list[Exception] = []
+
+    def task(config: Any) -> None:
+        # Hydra prints a traceback's worth of text for an exception that passes through it.
+        try:
+            plans.append(submit.plan(typed(config)))
+        except Exception as error:
+            failures.append(error)
+
+    # A multirun of Hydra's notes its overrides in a folder; a run's own folder says more.
+    with tempfile.TemporaryDirectory(prefix="hpc-multirun-") as scratch:
+        sweep = [f"hydra.sweep.dir={scratch}"] if {"-m", "--multirun"} & set(words) else []
+        _run_hydra(_side_by_side([*words, *sweep]), task)
+    if failures:
+        raise refused(failures[0]) from failures[0]
+    return plans
+
+
+def _side_by_side(words: list[str]) -> list[str]:
+    """Hydra's parser refuses overrides with a flag between them, and ours may stand anywhere."""
+    takes_value = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p"}
+    pairs = list(zip(["", *words], words, strict=False))
+    overrides = [
+        word
+        for before, word in pairs
+        if before not in takes_value and (word.startswith("~") or ("=" in word and not word.startswith("-")))
+    ]
+    return overrides + [word for word in words if word not in overrides]
 
 
 def _run_hydra(words: list[str], task: Any) -> None:
@@ -70,16 +103,10 @@ def _run_hydra(words: list[str], task: Any) -> None:
         GlobalHydra.instance().clear()
 
 
-def _one(config: Any, words: list[str], flags: set[str], started: list[Run]) -> None:
+def _dispatch(plan: Plan, words: list[str], flags: set[str]) -> Run:
     from hpc import submit
-    from hpc.compose import typed
 
-    plan = submit.plan(typed(config))
-    if "--dry-run" in flags:
-        print(submit.render(plan), end="")
-        return
     run = submit.dispatch(plan, words)
-    started.append(run)
     where = plan.config.cluster.name + (" (EMULATED)" if plan.emulated else "")
     if "--json" in flags:
         print(
@@ -96,7 +123,7 @@ def _one(config: Any, words: list[str], flags: set[str], started: list[Run]) -> 
             ),
             flush=True,
         )
-        return
+        return run
     request = plan.request
     print(
         f"{run.name}/{run.id} is job {run.job_id} on {where}: {request.nodes} x {request.ranks_per_node} ranks\n"
@@ -104,3 +131,4 @@ def _one(config: Any, words: list[str], flags: set[str], started: list[Run]) -> 
         f"  watch   hpc watch {run.id}",
         flush=True,
     )
+    return run

@@ -71,6 +71,12 @@ def test_preparing_nothing_is_refused() -> None:
     assert "data.corpus.files=[" in problem.fix
 
 
+def test_preparing_on_several_ranks_is_refused() -> None:
+    config = compose(["job=prepare", "job.ranks_per_node=2"])
+    [problem] = problems(config, resolve(config))
+    assert problem.fix == "job.nodes=1 job.ranks_per_node=1"
+
+
 def test_what_does_not_fit_this_machine_is_refused_with_what_fits() -> None:
     config = compose(["cluster=noctua2"])
     request = resolve(config)

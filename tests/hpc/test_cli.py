@@ -43,6 +43,12 @@ def hpc(*words: str, home: Path, **env: str) -> subprocess.CompletedProcess[str]
         ["cancel", "nothing"],
         ["sumbit"],
         ["submit", "--dryrun"],
+        ["submit", "job=hello", "name=${nosuch}"],
+        ["submit", "job=hello", "job.ranks_per_node=0"],
+        ["submit", "job=hello", "job.account='a\nb'", "cluster=noctua2"],
+        ["submit", "job=hello", "cluster.runs=a%j"],
+        ["submit", "job=hello", "cluster.partitions.here.max_time=soon"],
+        ["submit", "job=hello", "optim.lrr=1,2", "-m"],
     ],
     ids=" ".join,
 )
@@ -100,3 +106,59 @@ def test_the_login_side_never_imports_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_of_a_multirun_with_one_mistake_nothing_is_dispatched(tmp_path: Path) -> None:
+    done = hpc("submit", "job=hello", "--dry-run", "job.nodes=1,99", "-m", "cluster=noctua2", home=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "job.nodes=99" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    both = hpc("submit", "job=hello", "--dry-run", "job.nodes=1,2", "-m", "cluster=noctua2", home=tmp_path)
+    assert both.returncode == 0, both.stderr
+    assert [both.stdout.count(f"--nodes={n}\n") for n in (1, 2)] == [1, 1]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--cfg", "job", "job=hello", "--resolve"],
+        ["--info", "job=hello"],
+        ["job=hello", "--info", "searchpath", "name=x"],
+        ["--help", "job=hello"],
+        ["--hydra-help"],
+    ],
+    ids=" ".join,
+)
+def test_hydra_answers_and_nothing_is_submitted(words: list[str], tmp_path: Path) -> None:
+    done = hpc("submit", *words, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_logs_show_a_last_line_that_was_never_ended_and_the_last_n_over_all_attempts(tmp_path: Path) -> None:
+    run = json.loads(hpc("submit", "job=hello", "--wait", "--json", home=tmp_path).stdout)
+    log = Path(run["folder"]) / "attempts" / "0" / "rank-1.log"
+    with log.open("a") as file:
+        file.write("killed in the mid")
+    (Path(run["folder"]) / "attempts" / "1").mkdir()
+    (Path(run["folder"]) / "attempts" / "1" / "rank-1.log").write_text("again\n")
+    done = hpc("logs", "last", "--rank", "1", "-n", "2", home=tmp_path)
+    assert done.stdout == "killed in the mid\nagain\n"
+    followed = hpc("logs", "last", "-f", home=tmp_path)
+    assert followed.stdout.splitlines()[-1].endswith("the run is finished")
+    assert hpc("logs", "last", "-n", "-2", home=tmp_path).returncode == 2
+
+
+def test_a_run_of_another_machine_is_not_ended_by_a_number_of_this_one(tmp_path: Path) -> None:
+    run = json.loads(hpc("submit", "job=hello", "--wait", "--json", home=tmp_path).stdout)
+    folder = Path(run["folder"])
+    (folder / "FINISHED").unlink()
+    (folder / "state.json").write_text(json.dumps({"state": "running", "job_id": f"local-{os.getpid()}"}))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "host": "elsewhere"}))
+    done = hpc("cancel", "last", home=tmp_path)
+    assert done.returncode == 1
+    assert "elsewhere" in done.stderr
+    assert (folder / "CANCEL").exists()

@@ -83,3 +83,10 @@ def test_of_many_contenders_exactly_one_gets_the_run(run: Run) -> None:
         process.join(30)
     assert sorted(number for _, number in outcomes if number is not None) == [0]
     assert not list(run.attempts.glob(".*.tmp"))
+
+
+def test_a_record_that_was_lost_does_not_give_its_number_again(run: Run) -> None:
+    ledger.take(run, record("1"), gone)
+    (ledger.folder(run, 0) / "attempt.json").write_text("")
+    assert ledger.history(run) == []
+    assert ledger.take(run, record("2"), gone).number == 1
