@@ -25,7 +25,6 @@ def problems(config: Config, request: Request) -> list[Problem]:
         found += training.problems(
             config.model, config.data, config.optim, config.parallel, config.train, max(1, request.world_size)
         )
-        found += _data(config)
     if isinstance(config.job, PrepareJob):
         found += _corpus(config, request)
     return found
@@ -141,7 +140,10 @@ def _container(config: Config) -> Iterator[Problem]:
         )
 
 
-def _data(config: Config) -> Iterator[Problem]:
+def data(config: Config) -> Iterator[Problem]:
+    """Whether the data set that training would read is there, and fits the model."""
+    if not isinstance(config.job, TrainJob):
+        return
     path = Path(config.data.path)
     manifest = read_json(path / "dataset.json")
     if manifest is None:

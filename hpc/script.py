@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hpc import attempt
-from hpc.config import Cluster, Config, Container, GpuRequest
+from hpc.config import Cluster, Config, Container, GpuRequest, Launcher
 from hpc.request import Request, clock
 from hpc.runs import Run
 
@@ -54,8 +54,11 @@ def directives(config: Config, request: Request, folder: Path) -> dict[str, str 
 def render(config: Config, request: Request, folder: Path, *, emulated: bool = False) -> str:
     """The whole script: directives sorted, environment, and the supervisor in place of the shell."""
     lines = ["#!/bin/bash"]
-    for name, value in sorted(directives(config, request, folder).items()):
-        lines.append(f"#SBATCH --{name}" + ("" if value is None else f"={_directive(value)}"))
+    if config.cluster.launcher is Launcher.slurm:
+        for name, value in sorted(directives(config, request, folder).items()):
+            lines.append(f"#SBATCH --{name}" + ("" if value is None else f"={_directive(value)}"))
+    else:
+        lines.append("# No Slurm: what hpc submit starts on this machine, with its output in job.log")
     lines += [
         "",
         *_environment(config.cluster, emulated),

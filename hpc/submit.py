@@ -15,6 +15,7 @@ from hpc.config import Config, Launcher
 from hpc.errors import Failed, Refused
 from hpc.request import Request, resolve
 from hpc.runs import Run, disk_failure, new_id, read_json, sync_folder, write_json, write_text
+from trainer.config import Problem
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,14 @@ class Plan:
     request: Request
     environment: dict[str, str]  # beside the caller's: which Slurm is spoken to
     emulated: bool
+    missing: tuple[Problem, ...]  # what a dry run can do without
 
 
-def plan(config: Config) -> Plan:
+def plan(config: Config, *, dry_run: bool = False) -> Plan:
     """Check a request against its cluster. Writes nothing.
+
+    Args:
+        dry_run: data that is not there yet and memory that is not free now are told instead of refused.
 
     Raises:
         Refused: with every problem that was found, one a line.
@@ -44,11 +49,13 @@ def plan(config: Config) -> Plan:
     emulated = emulation is not None
     request = resolve(config)
     problems = check.problems(config, request)
+    missing = list(check.data(config))
     if not problems and (emulated or config.cluster.launcher is Launcher.local):
-        problems = check.fits_here(config, request, psutil.virtual_memory().available / 2**30)
-    if problems:
-        raise Refused("\n".join(str(problem) for problem in problems))
-    return Plan(config, request, target(config.cluster.name, config.cluster.launcher), emulated)
+        missing += check.fits_here(config, request, psutil.virtual_memory().available / 2**30)
+    if refused := problems + ([] if dry_run else missing):
+        raise Refused("\n".join(str(problem) for problem in refused))
+    environment = target(config.cluster.name, config.cluster.launcher)
+    return Plan(config, request, environment, emulated, tuple(missing))
 
 
 def target(cluster: str, launcher: Launcher) -> dict[str, str]:

@@ -25,11 +25,13 @@ def main(argv: list[str]) -> int:
     for word in words:
         if word.startswith("--dry") or word in ("--follow", "--block"):
             raise Refused(f"unknown flag {word}. Own flags: {', '.join(FLAGS)}; Hydra's: hpc submit --hydra-help")
-    plans = _plans(words)
+    plans = _plans(words, dry_run="--dry-run" in flags)
     if "--dry-run" in flags:
         from hpc import submit
 
         for plan in plans:
+            for problem in plan.missing:
+                print(f"hpc submit: before this can run: {problem}", file=sys.stderr)
             print(submit.render(plan), end="")
         return 0
     started = [_dispatch(plan, words, flags) for plan in plans]
@@ -46,7 +48,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _plans(words: list[str]) -> list[Plan]:
+def _plans(words: list[str], *, dry_run: bool) -> list[Plan]:
     """Every request that was typed, composed and checked: of a multirun all of them, before any is dispatched."""
     from hpc import submit
     from hpc.compose import refused, typed
@@ -57,7 +59,7 @@ def _plans(words: list[str]) -> list[Plan]:
     def task(config: Any) -> None:
         # Hydra prints a traceback's worth of text for an exception that passes through it.
         try:
-            plans.append(submit.plan(typed(config)))
+            plans.append(submit.plan(typed(config), dry_run=dry_run))
         except Exception as error:
             failures.append(error)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc.check import fits_here, problems, rank_memory_gb
+from hpc.check import data, fits_here, problems, rank_memory_gb
 from hpc.compose import compose
 from hpc.request import resolve
 
@@ -53,15 +53,14 @@ def test_all_problems_are_said_at_once() -> None:
 
 def test_missing_data_says_how_to_make_it(tmp_path: Path) -> None:
     config = compose([f"data.path={tmp_path / 'none'}"])
-    texts = [str(p) for p in problems(config, resolve(config))]
-    assert len(texts) == 1
-    assert "hpc submit job=prepare" in texts[0]
+    [problem] = data(config)
+    assert "hpc submit job=prepare" in str(problem)
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text('{"vocab_size": 5000}')
     config = compose([f"data.path={tmp_path}"])
-    [problem] = problems(config, resolve(config))
+    [problem] = data(config)
     assert str(problem).endswith("has 5000 ids. Try: model.vocab_size=5000")
 
 

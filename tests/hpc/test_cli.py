@@ -69,6 +69,14 @@ def test_dry_run_prints_the_script_and_nothing_else_without_a_slurm(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dry_run_can_do_without_the_data_and_says_what_is_missing(tmp_path: Path) -> None:
+    done = hpc("submit", "--dry-run", "cluster=noctua2", "job.nodes=1", "parallel.micro_batch=2", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("#!/bin/bash\n#SBATCH")
+    assert "before this can run: data.path=" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_sbatch_submitting_is_a_failure_that_says_what_to_do(tmp_path: Path) -> None:
     done = hpc("submit", "job=hello", "cluster=noctua2", home=tmp_path, PATH="/usr/nowhere")
     assert done.returncode == 1

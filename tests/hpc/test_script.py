@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from hpc.cli import main
 from hpc.compose import CONF, compose
 from hpc.request import resolve
 from hpc.script import rank_command, render, step_options
 
 GOLDEN = Path(__file__).parent / "golden"
 RUN = Path("/shared/runs/tiny_moe/20260131-120000-1f2e")
-CLUSTERS = sorted(p.stem for p in (CONF / "cluster").glob("*.yaml") if p.stem != "local")
+CLUSTERS = sorted(p.stem for p in (CONF / "cluster").glob("*.yaml"))
 
 
 def script(*overrides: str, folder: Path = RUN, emulated: bool = False) -> str:
@@ -29,8 +30,13 @@ def same_as_golden(name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)
-def test_script_of_each_cluster(cluster: str) -> None:
-    same_as_golden(f"{cluster}.sh", script(f"cluster={cluster}"))
+def test_dry_run_on_each_cluster(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HPC_HOME", str(tmp_path))  # where nothing is emulated
+    places = ["cluster.python=/shared/venv/bin/python", "cluster.runs=/shared/runs"]
+    assert main(["submit", "--dry-run", "job=hello", f"cluster={cluster}", *places]) == 0
+    same_as_golden(f"{cluster}.sh", capsys.readouterr().out)
 
 
 def test_script_of_an_emulated_cluster() -> None:

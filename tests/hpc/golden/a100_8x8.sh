@@ -1,5 +1,5 @@
 #!/bin/bash
-#SBATCH --chdir=/shared/runs/tiny_moe/20260131-120000-1f2e
+#SBATCH --chdir=/shared/runs/tiny_moe/RUN_ID
 #SBATCH --cpus-per-task=16
 #SBATCH --exclusive
 #SBATCH --gres=gpu:a100:8
@@ -16,6 +16,6 @@
 
 export GLOO_SOCKET_IFNAME=ib0
 export NCCL_SOCKET_IFNAME=ib0
-export PYTHONPATH=/shared/runs/tiny_moe/20260131-120000-1f2e/code
+export PYTHONPATH=/shared/runs/tiny_moe/RUN_ID/code
 trap '' USR2
-exec /shared/venv/bin/python -P -u -m hpc.supervise /shared/runs/tiny_moe/20260131-120000-1f2e
+exec /shared/venv/bin/python -P -u -m hpc.supervise /shared/runs/tiny_moe/RUN_ID

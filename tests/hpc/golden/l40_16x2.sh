@@ -1,5 +1,5 @@
 #!/bin/bash
-#SBATCH --chdir=/shared/runs/tiny_moe/20260131-120000-1f2e
+#SBATCH --chdir=/shared/runs/tiny_moe/RUN_ID
 #SBATCH --cpus-per-task=32
 #SBATCH --exclusive
 #SBATCH --gres=gpu:l40:2
@@ -15,6 +15,6 @@
 #SBATCH --time=2-00:00:00
 
 export NCCL_IB_DISABLE=1
-export PYTHONPATH=/shared/runs/tiny_moe/20260131-120000-1f2e/code
+export PYTHONPATH=/shared/runs/tiny_moe/RUN_ID/code
 trap '' USR2
-exec /shared/venv/bin/python -P -u -m hpc.supervise /shared/runs/tiny_moe/20260131-120000-1f2e
+exec /shared/venv/bin/python -P -u -m hpc.supervise /shared/runs/tiny_moe/RUN_ID
