@@ -59,17 +59,15 @@ def watch(
     console = console or Console()
     if not console.is_terminal or console.is_dumb_terminal:
         return _print_lines(read_snapshot, interval, until_done, console)
-    snapshot: Snapshot | None = None
-    with contextlib.suppress(KeyboardInterrupt, Left), _signals(), _Terminal(console) as terminal:
+    snapshot = read_snapshot()
+    terminal = _Terminal(console)
+    with contextlib.suppress(Left), _signals(terminal), terminal:
         while True:
             snapshot = read_snapshot()
             if until_done and snapshot.done:
                 break
             terminal.paint(screen(snapshot, *terminal.size(), unicode=terminal.unicode))
             terminal.wait(interval)
-    if snapshot is None:
-        raise KeyboardInterrupt
-    terminal = _Terminal(console)
     if snapshot.done:
         terminal.print_rows(_last_frame(snapshot, terminal))
         terminal.print_text("\n" + summary(snapshot, terminal.size()[0]))
@@ -118,6 +116,7 @@ class _Terminal:
         self._shown_size = (0, 0)
         self._keys: int | None = None
         self._settings: list | None = None
+        self._waiting = self._leaving = False
 
     def __enter__(self) -> _Terminal:
         with contextlib.suppress(OSError, ValueError, termios.error):
@@ -151,16 +150,27 @@ class _Terminal:
             self._write(BEGIN + "".join(out) + END)
         self._shown, self._shown_size = new, size
 
+    def leave(self) -> None:
+        """What Ctrl-C does: leave at the next wait, or now if that is where we are. Raised anywhere else, an exception
+        may fall into code that swallows it, and the person would have to ask again."""
+        self._leaving = True
+        if self._waiting:
+            raise Left
+
     def wait(self, seconds: float) -> None:
         """Wait for a key or the time.
 
         Raises:
-            Left: if the key was q.
+            Left: if the key was q, or Ctrl-C came.
         """
-        if self._keys is None:
-            time.sleep(seconds)
-            return
-        if not select.select([self._keys], [], [], seconds)[0]:
+        self._waiting = True
+        try:
+            if self._leaving:
+                raise Left
+            ready = select.select([self._keys] if self._keys is not None else [], [], [], seconds)[0]
+        finally:
+            self._waiting = False
+        if not ready or self._keys is None:
             return
         keys = os.read(self._keys, 64)
         if not keys:
@@ -208,8 +218,8 @@ class _Terminal:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end this process through its clean-up, so that the terminal is given back."""
+def _signals(terminal: _Terminal) -> Iterator[None]:
+    """SIGTERM and SIGHUP end this process through its clean-up, so that the terminal is given back; Ctrl-C leaves."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -218,6 +228,7 @@ def _signals() -> Iterator[None]:
         raise SystemExit(128 + number)
 
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: terminal.leave())
     try:
         yield
     finally:

@@ -263,6 +263,8 @@ def test_an_interrupted_up_ends_what_it_started(slurm_home: Path, wait_for: Wait
         [sys.executable, "-m", "hpc", "emulate", "up", "cluster=noctua2", "cluster.name=stopped"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        # Whoever starts the tests in the background of a shell hands an ignored SIGINT on to them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         wait_for(lambda: len(members_of("stopped")) > 3)
