@@ -25,8 +25,28 @@ def snapshot(target: Path) -> None:
 
     Compiled files come along: times are kept, so they stay valid and ranks need not compile.
     """
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, target / package, ignore=shutil.ignore_patterns("*.tmp", ".*"))
+    ignore = shutil.ignore_patterns("*.tmp", ".*")
+    try:
+        for package in PACKAGES:
+            shutil.copytree(ROOT / package, target / package, ignore=ignore, copy_function=_copy)
+    except _CopyFailed as failed:
+        raise failed.error from failed
+
+
+class _CopyFailed(Exception):
+    """copytree goes on after an OSError and raises a list of all of them; the first is what a person can act on."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _copy(source: str, target: str) -> None:
+    try:
+        shutil.copy2(source, target)
+    except OSError as error:
+        error.filename = target
+        raise _CopyFailed(error) from error
 
 
 def manifest(typed: list[str], cluster: str, *, emulated: bool) -> dict[str, Any]:

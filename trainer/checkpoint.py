@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from trainer.record import Record
 
 RNG = "rng.pt"
 
+FULL = 2**23  # bytes free below which a failed save is put down to a full disk
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
@@ -161,6 +163,9 @@ class Checkpoints:
 
     def _give_up(self, step: int, reason: str) -> str:
         """Clear away what was written of a checkpoint; what to tell a person."""
+        free = shutil.disk_usage(self.folder).free
+        if free < FULL:  # torch's writer only says that a position in its file is not the expected one
+            reason = f"the disk is full ({free / 2**20:.0f} MiB free): {reason}"
         self.record.event("checkpoint_failed", step=step, reason=reason)
         with contextlib.suppress(OSError):
             disk.remove_leftovers(self.folder)  # a full disk needs the room

@@ -98,11 +98,21 @@ def test_hello_runs_on_this_machine_and_is_listed(tmp_path: Path) -> None:
     assert "has ended already" in again.stdout
 
 
-def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path: Path) -> None:
-    done = hpc("submit", "job=hello", "cluster.runs=/dev/full/runs", home=tmp_path)
+@pytest.mark.parametrize(("options", "reason"), [("size=200k", "the disk is full"), ("ro", "is read-only")])
+def test_a_full_or_read_only_disk_is_one_line_and_leaves_nothing(tmp_path: Path, options: str, reason: str) -> None:
+    (tmp_path / "disk").mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", tmp_path / "disk"], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system may be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        done = hpc("submit", "job=hello", home=tmp_path, HPC_RUNS=str(tmp_path / "disk"))
+        left = [path for path in (tmp_path / "disk").rglob("*") if path.is_file()]
+    finally:
+        subprocess.run(["umount", tmp_path / "disk"], check=True)
     assert done.returncode == 1
-    assert "could not write the run folder" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "could not write the run folder" in done.stderr and reason in done.stderr
+    assert left == []
 
 
 def test_the_login_side_never_imports_torch(tmp_path: Path) -> None:
