@@ -25,6 +25,7 @@ from hpc.requeue import Cause
 from hpc.runs import Run
 from hpc.script import rank_command, step_options
 from hpc.slurm import SlurmError
+from monitoring.layout import rank_log
 
 # Seconds from SIGTERM to a start that no teardown outlasts: KillWait is 30 by default.
 SAFE_HOLD = 45
@@ -329,7 +330,7 @@ class LocalAllocation:
                 attempt.LOCAL_RANK: str(rank),
                 attempt.NODE: self.nodes[0],
             }
-            with (folder / f"rank-{rank}.log").open("ab") as log:
+            with rank_log(folder, rank).open("ab") as log:
                 processes.append(
                     subprocess.Popen(
                         command,

@@ -21,6 +21,7 @@ from hpc import attempt, script, slurm
 from hpc.config import Config
 from hpc.request import Request
 from hpc.runs import Run, write_text
+from monitoring.layout import rank_log
 
 
 class RunPaths(utils.JobPaths):
@@ -52,7 +53,7 @@ class RunPaths(utils.JobPaths):
 
     @property
     def stdout(self) -> Path:
-        return self._attempt / f"rank-{self.task_id}.log"
+        return rank_log(self._attempt, self.task_id)
 
     @property
     def stderr(self) -> Path:

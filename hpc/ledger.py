@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from hpc.runs import ATTEMPT, Run, read_json, sync_folder, write_json
+from hpc.runs import Run, read_json, sync_folder, write_json
+from monitoring.layout import attempt_info
 
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 180.0  # without a heartbeat for so long, and without Slurm to ask, an owner counts as gone
@@ -50,7 +51,7 @@ class Record:
     @classmethod
     def read(cls, folder: Path) -> Record | None:
         """The record in an attempt's folder; keys of other versions are ignored."""
-        value = read_json(folder / ATTEMPT)
+        value = read_json(attempt_info(folder))
         if value is None:
             return None
         names = {f.name for f in fields(cls)}
@@ -104,7 +105,7 @@ def _claim(attempts: Path, record: Record) -> bool:
     tmp = attempts / f".{record.number}.{secrets.token_hex(4)}.tmp"
     tmp.mkdir()
     try:
-        write_json(tmp / ATTEMPT, asdict(record))
+        write_json(attempt_info(tmp), asdict(record))
         # Fails if the target exists: it is never empty, as each is born with its attempt.json.
         tmp.rename(attempts / str(record.number))
     except OSError:
@@ -121,17 +122,17 @@ def update(run: Run, number: int, **changes: Any) -> Record:
     path = folder(run, number)
     record = Record.read(path)
     if record is None:
-        raise FileNotFoundError(errno.ENOENT, "the attempt's record cannot be read", str(path / ATTEMPT))
+        raise FileNotFoundError(errno.ENOENT, "the attempt's record cannot be read", str(attempt_info(path)))
     new = {**asdict(record), **changes}
-    write_json(path / ATTEMPT, new)
+    write_json(attempt_info(path), new)
     return Record(**new)
 
 
 def beat(run: Run, number: int) -> None:
     """Show that the supervisor of an attempt lives."""
-    os.utime(folder(run, number) / ATTEMPT)
+    os.utime(attempt_info(folder(run, number)))
 
 
 def silent_for(run: Run, record: Record) -> float:
     """Seconds since an attempt's record was last written or touched."""
-    return time.time() - (folder(run, record.number) / ATTEMPT).stat().st_mtime
+    return time.time() - attempt_info(folder(run, record.number)).stat().st_mtime

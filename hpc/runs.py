@@ -1,6 +1,6 @@
 """The run folder: its names, and the few ways to write into it so that nothing is ever half there.
 
-Names inside an attempt's records are spelled in ``monitoring/layout.py``.
+Names that the monitor reads too are spelled in ``monitoring/layout.py``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc.errors import Failed, Refused
+from monitoring import layout
 
 if TYPE_CHECKING:
     from hpc.config import Config
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 ADDRESS = "address.json"  # where rank 0 listens
 READY = "READY"  # all ranks joined and handle the stop signals
 REFUSED = "REFUSED"  # a rank found a mistake in the request: no further attempt would do better
-ATTEMPT = "attempt.json"  # who runs the attempt, how it ended
 
 # A run's name becomes a folder, a job name and a part of log lines.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def config_file(self) -> Path:
-        return self.folder / "config.yaml"
+        return self.folder / layout.CONFIG
 
     @property
     def overrides_file(self) -> Path:
@@ -113,7 +113,7 @@ class Run:
     @property
     def log(self) -> Path:
         """What the supervisor printed, all attempts, appended."""
-        return self.folder / "job.log"
+        return self.folder / layout.JOB_LOG
 
     @property
     def attempts(self) -> Path:
@@ -125,15 +125,15 @@ class Run:
 
     @property
     def sample(self) -> Path:
-        return self.folder / "sample.txt"
+        return self.folder / layout.SAMPLE
 
     @property
     def state_file(self) -> Path:
-        return self.folder / "state.json"
+        return self.folder / layout.STATE
 
     @property
     def finished_file(self) -> Path:
-        return self.folder / "FINISHED"
+        return self.folder / layout.FINISHED
 
     @property
     def cancel_file(self) -> Path:

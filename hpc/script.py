@@ -12,6 +12,7 @@ from hpc import attempt
 from hpc.config import Cluster, Config, Container, GpuRequest, Launcher
 from hpc.request import Request, clock
 from hpc.runs import Run
+from monitoring import layout
 
 
 def directives(config: Config, request: Request, folder: Path) -> dict[str, str | None]:
@@ -20,7 +21,7 @@ def directives(config: Config, request: Request, folder: Path) -> dict[str, str 
     options: dict[str, str | None] = {
         "job-name": config.name,
         "chdir": str(folder),
-        "output": "job.log",
+        "output": layout.JOB_LOG,
         "open-mode": "append",
         "requeue": None,
         "signal": f"B:USR2@{request.grace}",

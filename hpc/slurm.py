@@ -46,22 +46,28 @@ def clean_environment(environment: Mapping[str, str] = os.environ) -> dict[str, 
     return {k: v for k, v in environment.items() if k in keep or not leftover.match(k)}
 
 
-def call(
-    argv: list[str],
-    *,
-    environment: Mapping[str, str] | None = None,
-    timeout: float = TIMEOUT,
-    cwd: Path | None = None,
-) -> str:
+def call(argv: list[str], *, environment: Mapping[str, str] | None = None, timeout: float = TIMEOUT) -> str:
     """Run one of Slurm's programs and return what it printed.
+
+    Args:
+        environment: beside this process's own.
 
     Raises:
         SlurmError: if it is not there, fails, or does not answer within ``timeout`` seconds.
     """
-    env = None if environment is None else {**os.environ, **environment}
+    return _run(argv, {**os.environ, **(environment or {})}, timeout)
+
+
+def sbatch(script: Path, environment: Mapping[str, str] | None = None, *options: str) -> str:
+    """Submit a script and return the job id. If Slurm does not answer, the job may be queued all the same."""
+    clean = clean_environment({**os.environ, **(environment or {})})
+    return _run(["sbatch", "--parsable", *options, str(script)], clean, TIMEOUT).strip().split(";")[0]
+
+
+def _run(argv: list[str], environment: Mapping[str, str], timeout: float) -> str:
     try:
         done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=timeout, env=env, cwd=cwd, stdin=subprocess.DEVNULL
+            argv, capture_output=True, text=True, timeout=timeout, env=environment, stdin=subprocess.DEVNULL
         )
     except FileNotFoundError:
         raise SlurmError(
@@ -69,37 +75,11 @@ def call(
             "with `hpc emulate up cluster=NAME`, or run on this machine with cluster=local."
         ) from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{argv[0]} did not answer within {timeout:.0f} s") from None
+        raise SlurmError(f"{argv[0]} did not answer within {timeout:.0f} s; look with squeue what it did") from None
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").replace("\n", "; ")
         raise SlurmError(f"{argv[0]}: {said}", done.stderr)
     return done.stdout
-
-
-def sbatch(script: Path, environment: Mapping[str, str] | None = None, *options: str) -> str:
-    """Submit a script and return the job id."""
-    env = clean_environment({**os.environ, **(environment or {})})
-    try:
-        done = subprocess.run(
-            ["sbatch", "--parsable", *options, str(script)],
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            env=env,
-            stdin=subprocess.DEVNULL,
-        )
-    except FileNotFoundError:
-        raise SlurmError(
-            "sbatch is not installed here. Submit from a login node of the cluster, start an emulated one "
-            "with `hpc emulate up cluster=NAME`, or run on this machine with cluster=local."
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise SlurmError(
-            f"sbatch did not answer within {TIMEOUT:.0f} s; look with squeue before trying again"
-        ) from None
-    if done.returncode:
-        raise SlurmError(f"sbatch: {done.stderr.strip() or done.stdout.strip()}", done.stderr)
-    return done.stdout.strip().split(";")[0]
 
 
 def _squeue(letter: str) -> Any:

@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -16,6 +17,9 @@ from hpc.errors import Failed, Refused
 from hpc.request import Request, resolve
 from hpc.runs import Run, disk_failure, new_id, read_json, sync_folder, write_json, write_text
 from trainer.config import Problem
+
+if TYPE_CHECKING:
+    from hpc.emulate import Emulation
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,7 @@ def plan(config: Config, *, dry_run: bool = False) -> Plan:
         Refused: with every problem that was found, one a line.
     """
     _absolute(config)
-    emulation = None
-    if config.cluster.launcher is Launcher.slurm:
-        from hpc import emulate
-
-        emulation = emulate.find(config.cluster.name)
+    emulation = _emulation(config.cluster.name, config.cluster.launcher)
     if emulation is not None:
         config.cluster = emulation.described(config.cluster)
     emulated = emulation is not None
@@ -54,8 +54,7 @@ def plan(config: Config, *, dry_run: bool = False) -> Plan:
         missing += check.fits_here(config, request, psutil.virtual_memory().available / 2**30)
     if refused := problems + ([] if dry_run else missing):
         raise Refused("\n".join(str(problem) for problem in refused))
-    environment = target(config.cluster.name, config.cluster.launcher)
-    return Plan(config, request, environment, emulated, tuple(missing))
+    return Plan(config, request, _environment(emulation), emulated, tuple(missing))
 
 
 def target(cluster: str, launcher: Launcher) -> dict[str, str]:
@@ -63,11 +62,18 @@ def target(cluster: str, launcher: Launcher) -> dict[str, str]:
 
     Empty for a real site, whose Slurm is the one that answers here.
     """
+    return _environment(_emulation(cluster, launcher))
+
+
+def _emulation(cluster: str, launcher: Launcher) -> Emulation | None:
     if launcher is Launcher.local:
-        return {}
+        return None
     from hpc import emulate
 
-    emulation = emulate.find(cluster)
+    return emulate.find(cluster)
+
+
+def _environment(emulation: Emulation | None) -> dict[str, str]:
     return {} if emulation is None else {**emulation.environment, attempt.EMULATED: "1"}
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from hpc import slurm
 from hpc.config import Launcher
 from hpc.errors import Failed
-from hpc.ledger import history
 from hpc.runs import Run
 
 ENDED = {"finished": 0, "failed": 1, "cancelled": 1}
@@ -64,10 +63,9 @@ def settle(run: Run, poll: float = 0.2, patience: float = 10.0) -> None:
 
 def _line(run: Run) -> str:
     state = run.state()
-    attempts = history(run)
     text = f"{run.name}/{run.id} {'finished' if run.finished else state.get('state', 'unknown')}"
-    if attempts:
-        text += f", attempt {attempts[-1].number}"
+    if "attempt" in state:
+        text += f", attempt {state['attempt']}"
     return f"{text}: {state['reason']}" if state.get("reason") else text
 
 

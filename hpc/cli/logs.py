@@ -13,6 +13,7 @@ from pathlib import Path
 from hpc import ledger, runs
 from hpc.errors import Refused
 from hpc.runs import Run
+from monitoring.layout import rank_log
 
 HELP = "what a run's supervisor or one of its ranks printed"
 
@@ -71,7 +72,7 @@ def files(run: Run, rank: int | None, attempt: int | None) -> list[Path]:
     if rank is None:
         return [run.log] if run.log.exists() else []
     chosen = [n for n in ledger.numbers(run) if attempt is None or n == attempt]
-    found = [run.attempts / str(n) / f"rank-{rank}.log" for n in chosen]
+    found = [rank_log(run.attempts / str(n), rank) for n in chosen]
     return [file for file in found if file.exists()]
 
 
