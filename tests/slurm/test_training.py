@@ -22,7 +22,9 @@ from hpc.waiting import outcome, settle
 from monitoring.tail import last_step
 
 TEXT = Path(__file__).resolve().parent.parent / "trainer" / "data" / "texts"
-STEPS = 200
+# A job of one minute that stops half a minute before its end trains for 24 s at most, so more than 48 s of training pass
+# two time limits at least. On two quiet cores a step takes 0.18 s, and slower ones only pass more limits.
+STEPS = 450
 BATCH = 4096
 SHAPE = [
     "cluster=noctua2",
@@ -117,16 +119,17 @@ def causes(run: Run) -> list[str | None]:
 def undisturbed(submit: Submit) -> dict[int, str]:
     """The losses of a run that was left alone."""
     run = train(submit, STEPS)
-    ended(run, 300)
+    ended(run, 500)
     assert causes(run) == ["finished"]
     found = losses(run)
     assert sorted(found) == list(range(1, STEPS + 1))
     return found
 
 
+@pytest.mark.timeout(1500)
 def test_two_time_limits_leave_no_trace_in_the_losses(submit: Submit, undisturbed: dict[int, str]) -> None:
-    run = train(submit, STEPS, "job.time=1", "job.grace=15", "job.max_fruitless=9")
-    ended(run, 500)
+    run = train(submit, STEPS, "job.time=1", "job.grace=30", "job.max_fruitless=9")
+    ended(run, 900)
     assert causes(run).count("time_limit") >= 2, causes(run)
     assert losses(run) == undisturbed
     assert lost(run) == 0
