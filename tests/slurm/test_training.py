@@ -22,8 +22,8 @@ from hpc.waiting import outcome, settle
 from monitoring.tail import last_step
 
 TEXT = Path(__file__).resolve().parent.parent / "trainer" / "data" / "texts"
-# A job of one minute that stops half a minute before its end trains for 24 s at most, so more than 48 s of training pass
-# two time limits at least. On two quiet cores a step takes 0.18 s, and slower ones only pass more limits.
+# A job of one minute that stops half a minute before its end trains for 24 s at most, so more than 48 s of training
+# pass two time limits at least. On two quiet cores a step takes 0.18 s, and slower ones only pass more limits.
 STEPS = 450
 BATCH = 4096
 SHAPE = [
