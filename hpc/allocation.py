@@ -171,9 +171,9 @@ class SlurmAllocation:
     def end_unbidden(self) -> tuple[Cause, str] | None:
         # srun may learn of a dead node or a cancelled job before this process does. A preemption with a grace time
         # may signal the ranks alone, which then save and leave by themselves.
-        if down := self._down():
+        told, down = self._told_and_down()
+        if down:
             return Cause.node_failure, down
-        told = self._told()
         cause = self._verdict(told)
         return None if cause is None else (cause, f"the ranks ended, job state {told['JobState']}")
 
@@ -202,6 +202,11 @@ class SlurmAllocation:
                 return slurm.job(self.job_id)
         return {}
 
+    def _told_and_down(self) -> tuple[dict[str, str], str | None]:
+        """What Slurm says of this job, then which of its nodes are down. In this order: a node is down before its
+        job counts a restart, so a job that was put back for a dead node cannot look like a preempted one."""
+        return self._told(), self._down()
+
     def _down(self) -> str | None:
         if not self.config.cluster.slurm_from_compute:
             return None
@@ -211,10 +216,10 @@ class SlurmAllocation:
         return None
 
     def cause_of_stop(self, reason: str, grace: float) -> tuple[Cause, str]:
-        if reason == "SIGTERM" and (down := self._down()):
+        told, down = self._told_and_down()
+        if reason == "SIGTERM" and down:
             return Cause.node_failure, down
         left = self.ends - time.time()
-        told = self._told()
         evidence = f"{reason} with {left:.0f} s left, job state {told.get('JobState', 'unknown')}"
         if cause := self._verdict(told):
             return cause, evidence

@@ -43,6 +43,24 @@ def test_a_cancelled_a_preempted_and_a_timed_out_job_are_told_apart(
     assert allocation(tmp_path, left=left)._verdict(told) is cause
 
 
+def test_a_node_that_dies_while_slurm_is_asked_is_no_preemption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions: list[str] = []
+
+    def died() -> bool:  # between the first question and the second, whichever these are
+        questions.append("asked")
+        return len(questions) > 1
+
+    monkeypatch.setattr(
+        slurm, "job", lambda job_id: {"JobState": "COMPLETING" if died() else "RUNNING", "Restarts": "2"}
+    )
+    monkeypatch.setattr(slurm, "down_nodes", lambda nodes: list(nodes) if died() else [])
+    cause, evidence = allocation(tmp_path).end_unbidden() or (None, "")
+    assert cause is Cause.node_failure
+    assert "n2gpu1201" in evidence
+
+
 @pytest.fixture
 def signals_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """A requeue ignores signals for good, which would outlive the test."""
