@@ -10,8 +10,10 @@ from pathlib import Path
 from hpc.config import Config, Container, Launcher, PrepareJob, TrainJob
 from hpc.request import Request, clock, seconds
 from hpc.runs import NAME, read_json
-from trainer import config as training
-from trainer.config import Problem
+from trainer import problems as training
+from trainer.config import CorpusSource, TrainerConfig
+from trainer.problems import Problem
+from trainer.size import parameter_count
 
 GIB = 2**30
 # Host memory of one rank beside the model: interpreter, libraries, buffers. Measured with the CPU build of torch.
@@ -22,9 +24,8 @@ def problems(config: Config, request: Request) -> list[Problem]:
     """Everything that is wrong with a request, as far as its values and the cluster's description show."""
     found = [*_name(config), *_words(config), *_shape(config, request), *_time(config, request), *_container(config)]
     if isinstance(config.job, TrainJob):
-        found += training.problems(
-            config.model, config.data, config.optim, config.parallel, config.train, max(1, request.world_size)
-        )
+        whole = TrainerConfig(config.model, config.data, config.optim, config.parallel, config.train)
+        found += training.problems(whole, max(1, request.world_size), max(1, request.ranks_per_node))
     if isinstance(config.job, PrepareJob):
         found += _corpus(config, request)
     return found
@@ -165,7 +166,7 @@ def _corpus(config: Config, request: Request) -> Iterator[Problem]:
         given, fix = f"{request.nodes} nodes x {request.ranks_per_node} ranks", "job.nodes=1 job.ranks_per_node=1"
         yield Problem("job.ranks_per_node", given, "job=prepare works on one rank; more would only wait", fix)
     corpus = config.data.corpus
-    if corpus.source is training.CorpusSource.files and not corpus.files:
+    if corpus.source is CorpusSource.files and not corpus.files:
         yield Problem(
             "data.corpus.files",
             "[]",
@@ -189,7 +190,7 @@ def rank_memory_gb(config: Config) -> float:
     from hpc.request import resolve
 
     world = max(1, resolve(config).world_size)
-    total, _ = training.parameter_count(config.model)
+    total, _ = parameter_count(config.model)
     states = 16 * total / world
     layer = 8 * total / max(1, config.model.layers)
     logits = 12 * config.parallel.micro_batch * config.data.seq_len * config.model.vocab_size

@@ -16,7 +16,7 @@ from hpc.config import Config, Launcher
 from hpc.errors import Failed, Refused
 from hpc.request import Request, resolve
 from hpc.runs import Run, disk_failure, new_id, read_json, sync_folder, write_json, write_text
-from trainer.config import Problem
+from trainer.problems import Problem
 
 if TYPE_CHECKING:
     from hpc.emulate import Emulation

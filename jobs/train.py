@@ -17,7 +17,8 @@ from hpc.errors import Failed, Refused
 from hpc.request import resolve
 from hpc.runs import Run, load_config, mark_finished, write_text
 from monitoring.record import Recorder
-from trainer.config import TrainerConfig, problems
+from trainer.config import TrainerConfig
+from trainer.problems import problems
 
 # torch is imported inside functions: the stop handlers must be in place before the seconds that it takes.
 if TYPE_CHECKING:
@@ -47,8 +48,7 @@ class Train:
         _log_to_stdout(attempt.rank)
         whole = load_config(self.run.folder)
         config = TrainerConfig(whole.model, whole.data, whole.optim, whole.parallel, whole.train)
-        parts = (config.model, config.data, config.optim, config.parallel, config.train)
-        if found := [str(problem) for problem in problems(*parts, attempt.world_size)]:
+        if found := [str(problem) for problem in problems(config, attempt.world_size, attempt.ranks_per_node)]:
             raise Refused("\n".join(found))
         record = Recorder(
             folder=attempt.folder,
@@ -136,7 +136,7 @@ def _build(config: TrainerConfig, attempt: Attempt, record: Recorder, *, granted
     )
     attempt.ready()
     joined = time.perf_counter()
-    engine = parallel.build(config, device)
+    engine = parallel.build(config, device, attempt.ranks_per_node)
     built = time.perf_counter()
     record.event("started", import_s=imported - began, join_s=joined - imported, build_s=built - joined)
     return engine

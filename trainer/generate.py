@@ -10,7 +10,6 @@ from torch import Tensor
 from trainer.parallel import Engine
 
 
-@torch.no_grad()
 def generate(
     engine: Engine,
     prompt: Sequence[int],
@@ -40,8 +39,7 @@ def generate(
     ids = list(prompt)
     for _ in range(tokens):
         tokens_BS = torch.tensor([ids[-max_seq_len:]], device=engine.device)
-        logits_BSV, _ = engine.forward(tokens_BS)
-        ids.append(_choose(logits_BSV[0, -1].float().cpu(), temperature, generator))
+        ids.append(_choose(engine.logits(tokens_BS)[0, -1].float().cpu(), temperature, generator))
     return ids
 
 

@@ -2,55 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.config import ModelConfig
-from trainer.model import Routing
-from trainer.model.decoder import moe_layers
+from trainer.model import Output
+from trainer.samples import IGNORED
+from trainer.size import moe_layers
 
 
-def loss_of(
-    logits_BSV: Tensor, targets_BS: Tensor, routing: dict[int, Routing], config: ModelConfig, batch_tokens: int
-) -> tuple[Tensor, Tensor]:
-    """This pass's share of the loss of a global batch of ``batch_tokens`` tokens.
+def loss_of(output: Output, targets_BS: Tensor, config: ModelConfig, valid: int) -> tuple[Tensor, Tensor]:
+    """This pass's share of the loss of a global batch that is trained on ``valid`` tokens.
 
-    The loss of the batch is the mean cross-entropy of its tokens plus, with their coefficients, the sums over
-    MoE layers of the balance and z losses, each a mean over sequences weighted by their tokens. All of it is
-    divided by the global number of tokens, so the shares of all passes and ranks add up to it exactly.
+    The loss of the batch is the mean cross-entropy of these tokens plus, with their coefficients, the sums over
+    MoE layers of the balance and z losses, each a mean over sequences weighted by their valid tokens. All of it is
+    divided by the global number of valid tokens, so the shares of all passes and ranks add up to it exactly.
 
     Returns:
         The share, 0-dim, to be differentiated; and float64 sums over this pass's tokens, detached:
         [cross-entropy, balance loss of all layers, z-loss of all layers].
     """
-    seq_len = targets_BS.shape[1]
-    logits_TV = logits_BSV.flatten(0, 1)
-    if logits_TV.dtype in (torch.bfloat16, torch.float16):
-        logits_TV = logits_TV.float()
-    cross_entropy = F.cross_entropy(logits_TV, targets_BS.flatten(), reduction="sum")
-    zero = cross_entropy.new_zeros(())
-    balance = sum((r.balance_B.sum() for r in routing.values()), zero) * seq_len
-    z = sum((r.z_B.sum() for r in routing.values()), zero) * seq_len
-    total = cross_entropy
+    assert output.cross_entropy is not None
+    total = output.cross_entropy
+    balance = z = total.new_zeros(())
     if config.moe is not None:
+        valid_B = (targets_BS != IGNORED).sum(dim=1)
+        balance = sum(((r.balance_B * valid_B).sum() for r in output.routing.values()), balance)
+        z = sum(((r.z_B * valid_B).sum() for r in output.routing.values()), z)
         total = total + config.moe.balance_loss * balance + config.moe.z_loss * z
-    sums = torch.stack([cross_entropy.detach(), balance.detach(), z.detach()]).double()
-    return total / batch_tokens, sums
+    sums = torch.stack([output.cross_entropy.detach(), balance.detach(), z.detach()]).double()
+    return total / valid, sums
 
 
 @dataclass(frozen=True)
 class StepTotals:
     """One step over all of its passes and ranks."""
 
-    loss: float  # mean cross-entropy of a token, natural logarithm
+    loss: float  # mean cross-entropy of a valid token, natural logarithm
     balance_loss: float  # mean over sequences and MoE layers; 1 is an even load
     z_loss: float  # mean over sequences and MoE layers
+    grad_norm: float  # before clipping
     stops: int  # ranks that were asked to stop
-    tokens_per_expert: dict[int, list[int]]  # by layer; sums over ranks
+    tokens_per_expert: dict[int, list[int]] = field(default_factory=dict)  # by layer: sent, dropped ones included
+    dropped: dict[int, int] = field(default_factory=dict)  # by layer: routed rows beyond capacity
+    entropy: dict[int, float] = field(default_factory=dict)  # by layer: of the router, mean over tokens
 
 
 class StepSums:
@@ -59,31 +57,45 @@ class StepSums:
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
         self.layers = moe_layers(config)
         self.experts = config.moe.experts if config.moe is not None else 0
+        # float64 carries the counts exactly up to 2^53, so that one reduction serves everything.
         self.losses = torch.zeros(3, dtype=torch.float64, device=device)
-        self.tokens_LE = torch.zeros(len(self.layers), self.experts, dtype=torch.int64, device=device)
+        self.routing_LX = torch.zeros(len(self.layers), self.experts + 2, dtype=torch.float64, device=device)
 
-    def add(self, sums: Tensor, routing: dict[int, Routing]) -> None:
-        """One pass: the sums that ``loss_of`` returned, and the routing it was given."""
+    def add(self, sums: Tensor, output: Output, size: int) -> None:
+        """One pass: the sums that ``loss_of`` returned, of sequences of ``size`` tokens."""
         self.losses += sums
         if self.layers:
-            self.tokens_LE += torch.stack([routing[layer].tokens_E for layer in self.layers])
+            self.routing_LX += torch.stack(
+                [
+                    torch.cat([r.tokens_E, r.dropped.view(1), r.entropy_B.double().sum().view(1) * size])
+                    for r in (output.routing[layer] for layer in self.layers)
+                ]
+            )
 
-    def reduce(self, *, stop: bool, batch_tokens: int) -> StepTotals:
-        """Collective: the totals over all ranks, on the host. ``stop`` is whether this rank wants to stop."""
-        # float64 carries the counts exactly up to 2^53, so that one reduction serves everything.
+    def reduce(self, *, stop: bool) -> None:
+        """Collective: sums over all ranks. ``stop`` is whether this rank wants to stop."""
         stops = torch.full((1,), float(stop), dtype=torch.float64, device=self.losses.device)
-        packed = torch.cat([self.losses, stops, self.tokens_LE.flatten().double()])
-        dist.all_reduce(packed)
-        cross_entropy, balance, z, stops_sum, *counts = packed.tolist()
-        per_layer = batch_tokens * max(1, len(self.layers))
-        tokens = {
-            layer: [int(count) for count in counts[i * self.experts : (i + 1) * self.experts]]
-            for i, layer in enumerate(self.layers)
-        }
+        self.packed = torch.cat([self.losses, stops, self.routing_LX.flatten()])
+        dist.all_reduce(self.packed)
+
+    def tokens_LE(self) -> Tensor:
+        """Tokens sent to each expert of each MoE layer over all ranks, on the device; after ``reduce``."""
+        return self.packed[4:].view(len(self.layers), -1)[:, : self.experts]
+
+    def totals(self, grad_norm: Tensor, *, batch_tokens: int, valid: int) -> StepTotals:
+        """What was reduced, on the host, where the norm comes along: the step's only wait for the device."""
+        *sums, norm = torch.cat([self.packed, grad_norm.double().view(1)]).tolist()
+        cross_entropy, balance, z, stops, *counts = sums
+        per_layer = valid * max(1, len(self.layers))
+        width = self.experts + 2
+        rows = {layer: counts[i * width : (i + 1) * width] for i, layer in enumerate(self.layers)}
         return StepTotals(
-            loss=cross_entropy / batch_tokens,
+            loss=cross_entropy / valid,
             balance_loss=balance / per_layer,
             z_loss=z / per_layer,
-            stops=round(stops_sum),
-            tokens_per_expert=tokens,
+            grad_norm=norm,
+            stops=round(stops),
+            tokens_per_expert={layer: [int(count) for count in row[: self.experts]] for layer, row in rows.items()},
+            dropped={layer: int(row[self.experts]) for layer, row in rows.items()},
+            entropy={layer: row[self.experts + 1] / batch_tokens for layer, row in rows.items()},
         )

@@ -1,4 +1,4 @@
-"""The state of a rank's random number generators, as values that a checkpoint can hold."""
+"""Random numbers: keys that draws follow from, and the state of a rank's global generators for a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from trainer.scramble import scrambled
 
 
 def get_state(device: torch.device) -> dict[str, Any]:
@@ -40,3 +42,17 @@ def seed(*key: int) -> None:
     random.seed(digest)
     np.random.seed(int.from_bytes(digest[:4], "little"))
     torch.manual_seed(int.from_bytes(digest, "little", signed=True))
+
+
+def sample_keys(seed: int, step: int, samples: np.ndarray) -> np.ndarray:
+    """One key for each sample of a step: what is drawn for a sequence follows from (seed, step, sample) alone.
+
+    Args:
+        samples: int64 [n], indices of samples.
+
+    Returns:
+        int64 [n].
+    """
+    digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=8).digest()
+    base = np.frombuffer(digest, dtype=np.uint64)
+    return scrambled(base + scrambled(np.asarray(samples, dtype=np.int64).view(np.uint64))).view(np.int64)

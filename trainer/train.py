@@ -7,20 +7,21 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
+from trainer.batch import Batch, keys
 from trainer.checkpoint import Checkpoints, Progress
-from trainer.config import MoEConfig, TrainConfig, TrainerConfig, accumulation
+from trainer.config import Positions, TrainConfig, TrainerConfig, accumulation
 from trainer.loss import StepSums, StepTotals, loss_of
 from trainer.optim import learning_rate
 from trainer.parallel import Engine
 from trainer.record import Record
+from trainer.samples import IGNORED, Samples
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +30,10 @@ class Dataset(Protocol):
     """Samples by index; each a pure function of (the dataset's seed, index)."""
 
     fingerprint: str  # of the tokens and of how they are ordered
+    every_token: bool  # every position of every sample is trained on
 
-    def batch(self, indices: Sequence[int]) -> np.ndarray:
-        """int64 of shape [len(indices), seq_len + 1]; any index from 0 on is allowed."""
+    def batch(self, indices: Sequence[int]) -> Samples:
+        """The samples at these indices; any index from 0 on is allowed."""
         ...
 
 
@@ -97,7 +99,7 @@ def train(
             reason = _agreed_reason(step.asked)
             if engine.rank == 0:
                 record.event("stop", step=step.number, reason=reason)
-        if _due(step.number, config.train.checkpoint.every_steps):
+        if _due(step.number, int(config.train.checkpoint.every_steps)):
             saved.save(engine.state(), progress)
             saved_at = step.number
 
@@ -113,17 +115,31 @@ def train(
 
 def identity(config: TrainerConfig, dataset: Dataset) -> dict[str, Any]:
     """What a checkpoint and a run must have in common. Values that may change during a run are left out."""
-    model = asdict(config.model)
-    for name in ("init_std", "max_seq_len"):
+    model = asdict(config.model, dict_factory=_plain)
+    free = ["init_std", "init_truncate", "init_attention_output_std", "init_down_std", "dropout", "attention_dropout"]
+    if config.model.positions is Positions.rotary:
+        free.append("max_seq_len")
+    for name in free:
         del model[name]
-    if isinstance(config.model.moe, MoEConfig):
-        for name in ("balance_loss", "z_loss", "implementation"):
+    if config.model.moe is not None:
+        for name in _FREE_OF_MOE:
             del model["moe"][name]
     return {
         "model": model,
         "data": {"seq_len": config.data.seq_len, "fingerprint": dataset.fingerprint},
         "seed": config.train.seed,
     }
+
+
+def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value.name if isinstance(value, Enum) else value for name, value in items}
+
+
+# What may change in a run's MoE layers.
+_FREE_OF_MOE = (
+    *("balance_loss", "z_loss", "implementation", "capacity_factor", "eval_capacity_factor", "min_capacity"),
+    *("selection", "scope"),
+)
 
 
 def sample_ids(first: int, rank: int, world_size: int, passes: int, micro_batch: int) -> Iterator[range]:
@@ -144,14 +160,13 @@ class _Step:
     number: int
     tokens: int  # consumed with it
     totals: StepTotals
-    grad_norm: float  # before clipping
     lr: float
     asked: str | None  # why this rank was asked to stop
     seconds: float
 
     @property
     def finite(self) -> bool:
-        return math.isfinite(self.totals.loss) and math.isfinite(self.grad_norm)
+        return math.isfinite(self.totals.loss) and math.isfinite(self.totals.grad_norm)
 
 
 def _step(
@@ -159,36 +174,54 @@ def _step(
 ) -> _Step:
     """Collective: one step over the global batch. Parameters change only if loss and gradient norm are finite."""
     began = time.perf_counter()
-    sums = _gradients(config, engine, dataset, progress)
+    passes = _read(config, engine, dataset, progress)
+    valid = _valid_tokens(config, dataset, passes)
+    sums = _gradients(config, engine, passes, valid)
     asked = stop()
     # Losses, loads and the wish to stop come from one reduction: on each rank the step ends knowing the same.
-    totals = sums.reduce(stop=asked is not None, batch_tokens=config.train.batch_tokens)
-    norm = engine.clip(config.optim.clip).item()
+    sums.reduce(stop=asked is not None)
+    totals = sums.totals(engine.norm(), batch_tokens=config.train.batch_tokens, valid=valid)
     tokens = progress.tokens + config.train.batch_tokens
     lr = learning_rate(tokens, config.optim, config.train)
-    step = _Step(progress.step + 1, tokens, totals, norm, lr, asked, 0.0)
+    step = _Step(progress.step + 1, tokens, totals, lr, asked, 0.0)
     if step.finite:
-        engine.update(lr)
+        engine.update(lr, norm=totals.grad_norm, max_norm=config.optim.clip)
+        if config.model.moe is not None and config.model.moe.bias_update:
+            engine.rebalance(sums.tokens_LE())
+    else:
+        engine.drop(overflow=True)
     return replace(step, seconds=time.perf_counter() - began)
 
 
-def _gradients(config: TrainerConfig, engine: Engine, dataset: Dataset, progress: Progress) -> StepSums:
-    """Forward and backward over this rank's share of the global batch."""
+def _read(config: TrainerConfig, engine: Engine, dataset: Dataset, progress: Progress) -> list[Batch]:
+    """This rank's share of the global batch, pass by pass."""
     passes = accumulation(config.train, config.data, config.parallel, engine.world_size)
+    size = config.parallel.micro_batch
+    samples = sample_ids(progress.next_sample, engine.rank, engine.world_size, passes, size)
+    return [
+        Batch.of(dataset.batch(indices), engine.device, keys(config.train.seed, progress.step + 1, indices))
+        for indices in samples
+    ]
+
+
+def _valid_tokens(config: TrainerConfig, dataset: Dataset, passes: list[Batch]) -> int:
+    """Collective where samples are padded: positions of the global batch that are trained on."""
+    if dataset.every_token:
+        return config.train.batch_tokens
+    count = torch.stack([(batch.targets_BS != IGNORED).sum() for batch in passes]).sum()
+    dist.all_reduce(count)
+    return int(count)
+
+
+def _gradients(config: TrainerConfig, engine: Engine, passes: list[Batch], valid: int) -> StepSums:
+    """Forward and backward over this rank's share of the global batch."""
     sums = StepSums(config.model, engine.device)
-    samples = sample_ids(progress.next_sample, engine.rank, engine.world_size, passes, config.parallel.micro_batch)
-    for number, indices in enumerate(samples, start=1):
-        inputs_BS, targets_BS = _inputs_and_targets(dataset.batch(indices), engine.device)
-        logits_BSV, routing = engine.forward(inputs_BS)
-        loss, parts = loss_of(logits_BSV, targets_BS, routing, config.model, config.train.batch_tokens)
-        engine.backward(loss, last=number == passes)
-        sums.add(parts, routing)
+    for number, batch in enumerate(passes, start=1):
+        output = engine.forward(batch)
+        loss, parts = loss_of(output, batch.targets_BS, config.model, valid)
+        engine.backward(loss, last=number == len(passes))
+        sums.add(parts, output, config.data.seq_len)
     return sums
-
-
-def _inputs_and_targets(tokens: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    tokens_BS1 = torch.from_numpy(tokens).to(device)
-    return tokens_BS1[:, :-1], tokens_BS1[:, 1:]
 
 
 def _tell(record: Record, step: _Step, train: TrainConfig, rank: int) -> None:
@@ -197,23 +230,24 @@ def _tell(record: Record, step: _Step, train: TrainConfig, rank: int) -> None:
             record.rank(step=step.number, step_s=step.seconds)
         return
     totals = step.totals
-    metrics = {"loss": totals.loss, "lr": step.lr, "grad_norm": step.grad_norm}
+    metrics = {"loss": totals.loss, "lr": step.lr, "grad_norm": totals.grad_norm}
     if totals.tokens_per_expert:
         metrics |= {"balance_loss": totals.balance_loss, "z_loss": totals.z_loss}
     speed = train.batch_tokens / step.seconds
     record.step(step=step.number, tokens=step.tokens, **metrics, tokens_per_s=speed, step_s=step.seconds)
     if totals.tokens_per_expert and _due(step.number, train.experts_every):
         record.experts(step=step.number, layers=totals.tokens_per_expert)
-    log.info("step %d  loss %.4f  gradient norm %.3f  %.0f tokens/s", step.number, totals.loss, step.grad_norm, speed)
+    log.info("step %d  loss %.4f  gradient norm %.3f  %.0f tokens/s", step.number, totals.loss, totals.grad_norm, speed)
 
 
 def _refuse(record: Record, step: _Step, saved_at: int) -> NoReturn:
-    record.event("non_finite", step=step.number, loss=step.totals.loss, grad_norm=step.grad_norm)
+    record.event("non_finite", step=step.number, loss=step.totals.loss, grad_norm=step.totals.grad_norm)
     record.sync()
     since = f"the last checkpoint is of step {saved_at}" if saved_at else "there is no checkpoint yet"
+    loss, norm = step.totals.loss, step.totals.grad_norm
     raise NonFiniteError(
-        f"step {step.number}: the loss is {step.totals.loss}, the gradient norm {step.grad_norm}. The parameters "
-        f"were not updated; {since}. A lower optim.lr or optim.clip, or a longer optim.warmup_tokens, may help"
+        f"step {step.number}: the loss is {loss}, the gradient norm {norm}. The parameters were "
+        f"not updated; {since}. A lower optim.lr or optim.clip, or a longer optim.warmup_tokens, may help"
     )
 
 

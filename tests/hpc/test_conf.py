@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hpc.compose import CONF, compose
-from trainer.config import parameter_count
+from trainer.size import parameter_count
 
 CHOICES = [
     f"{group}={file.stem}"

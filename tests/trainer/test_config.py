@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tiny
 
-from trainer.config import problems
+from trainer.problems import problems
 
 
 def found(path: str = "", value: Any = None, world_size: int = 2) -> list[str]:
@@ -18,8 +18,7 @@ def found(path: str = "", value: Any = None, world_size: int = 2) -> list[str]:
         for parent in parents:
             holder = getattr(holder, parent)
         setattr(holder, name, value)
-    parts = (config.model, config.data, config.optim, config.parallel, config.train)
-    return [problem.field for problem in problems(*parts, world_size)]
+    return [problem.field for problem in problems(config, world_size)]
 
 
 def test_a_sound_request_has_no_problems() -> None:

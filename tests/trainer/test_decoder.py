@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -11,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.config import ModelConfig
+from trainer.config import ModelConfig, Norm
 from trainer.model import Decoder
 from trainer.model.attention import rotary_angles, rotate
-from trainer.model.decoder import moe_layers, parameter_count
-from trainer.model.initial import BLOCK, initial
+from trainer.model.initial import BLOCK, Start, initial, start_of
+from trainer.size import moe_layers, parameter_count
 
 
 def decoder(config: ModelConfig, dtype: torch.dtype = torch.float64) -> Decoder:
@@ -23,7 +24,8 @@ def decoder(config: ModelConfig, dtype: torch.dtype = torch.float64) -> Decoder:
     with torch.no_grad():
         for name, p in model.named_parameters():
             shape = tuple(p.shape)
-            p.copy_(initial(name, shape, std=0.2, seed=1, start=(0,) * p.ndim, size=shape))
+            begin = start_of(name, replace(config, init_std=0.2))
+            p.copy_(initial(name, shape, begin=begin, seed=1, start=(0,) * p.ndim, size=shape))
     return model.to(dtype)
 
 
@@ -76,7 +78,7 @@ def test_logits_agree_with_the_formulas(kv_heads: int) -> None:
             if name.endswith("norm.weight"):
                 parameter.uniform_(0.5, 1.5)
         tokens_S = torch.randint(tiny.VOCABULARY, (12,))
-        logits_BSV, _ = model(tokens_S.unsqueeze(0))
+        logits_BSV = model(tokens_S.unsqueeze(0)).logits_BSV
         # The angles are float32, so that bf16 models and exports turn alike.
         torch.testing.assert_close(logits_BSV[0], plain(model, tokens_S), rtol=1e-5, atol=1e-6)
 
@@ -84,10 +86,10 @@ def test_logits_agree_with_the_formulas(kv_heads: int) -> None:
 def test_a_token_changes_no_logits_before_it_and_some_after_it() -> None:
     model = decoder(tiny.config().model)
     tokens_BS = torch.randint(tiny.VOCABULARY, (2, 16))
-    before, _ = model(tokens_BS)
+    before = model(tokens_BS).logits_BSV
     changed = tokens_BS.clone()
     changed[:, 9] = (changed[:, 9] + 1) % tiny.VOCABULARY
-    after, _ = model(changed)
+    after = model(changed).logits_BSV
     torch.testing.assert_close(after[:, :9], before[:, :9], rtol=0, atol=1e-12)
     assert (after[:, 9:] - before[:, 9:]).abs().amax(-1).min() > 1e-9
 
@@ -95,8 +97,8 @@ def test_a_token_changes_no_logits_before_it_and_some_after_it() -> None:
 def test_sequences_of_a_batch_do_not_see_each_other() -> None:
     model = decoder(tiny.config().model)
     tokens_BS = torch.randint(tiny.VOCABULARY, (3, 8))
-    together, _ = model(tokens_BS)
-    alone = torch.cat([model(row.unsqueeze(0))[0] for row in tokens_BS])
+    together = model(tokens_BS).logits_BSV
+    alone = torch.cat([model(row.unsqueeze(0)).logits_BSV for row in tokens_BS])
     torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-12)
 
 
@@ -107,17 +109,17 @@ def test_every_nth_layer_from_one_is_moe_and_reports_its_routing(every: int, lay
     assert config.moe is not None
     config.moe.every = every
     model = decoder(config)
-    _, routing = model(torch.randint(tiny.VOCABULARY, (2, 8)))
+    routing = model(torch.randint(tiny.VOCABULARY, (2, 8))).routing
     assert list(routing) == layers == moe_layers(config)
     assert all(r.tokens_E.sum() == 2 * 8 * config.moe.top_k for r in routing.values())
 
 
 def test_tied_head_shares_the_embedding() -> None:
     config = tiny.config().model
-    untied = parameter_count(config)
+    untied, _ = parameter_count(config)
     config.tie_embeddings = True
-    assert parameter_count(config) == untied - config.vocab_size * config.d_model
-    logits_BSV, _ = decoder(config)(torch.randint(tiny.VOCABULARY, (1, 4)))
+    assert parameter_count(config)[0] == untied - config.vocab_size * config.d_model
+    logits_BSV = decoder(config)(torch.randint(tiny.VOCABULARY, (1, 4))).logits_BSV
     assert logits_BSV.shape == (1, 4, config.vocab_size)
 
 
@@ -137,21 +139,40 @@ def test_a_region_of_a_parameter_starts_as_that_region_of_the_whole(
 ) -> None:
     depth = data.draw(st.sampled_from([3, BLOCK // 4, BLOCK]))
     shape = (rows, columns, max(1, depth // columns))
-    whole = initial("w", shape, std=0.5, seed=seed, start=(0, 0, 0), size=shape)
+    whole = initial("w", shape, begin=Start(std=0.5), seed=seed, start=(0, 0, 0), size=shape)
     start = tuple(data.draw(st.integers(0, n)) for n in shape)
     size = tuple(data.draw(st.integers(0, n - s)) for n, s in zip(shape, start, strict=True))
-    region = initial("w", shape, std=0.5, seed=seed, start=start, size=size)
+    region = initial("w", shape, begin=Start(std=0.5), seed=seed, start=start, size=size)
     assert region.equal(whole[tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))])
 
 
 def test_first_values_have_their_deviation_and_differ_by_name_and_seed() -> None:
     shape = (300, 400)
     values = {
-        key: initial(key[0], shape, std=0.02, seed=key[1], start=(0, 0), size=shape)
+        key: initial(key[0], shape, begin=Start(std=0.02), seed=key[1], start=(0, 0), size=shape)
         for key in itertools.product(("a", "b"), (0, 1))
     }
     for one, other in itertools.combinations(values.values(), 2):
         assert abs(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]) < 0.02
     for value in values.values():
         assert math.isclose(value.std().item(), 0.02, rel_tol=0.02)
-    assert initial("norm", (7,), std=0.02, seed=0, start=(2,), size=(5,)).equal(torch.ones(5))
+
+
+def test_norms_start_with_one_biases_with_zero_and_ends_of_blocks_with_a_deviation_of_their_own() -> None:
+    config = replace(tiny.config().model, init_std=0.3, init_attention_output_std=0.2, init_down_std=0.1, bias=True)
+    config.norm, config.qk_norm = Norm.layer, True
+    starts = {name: start_of(name, config) for name, _ in Decoder(config).named_parameters()}
+    assert starts["layers.0.attention_norm.weight"] == starts["layers.1.attention.key_norm.weight"] == Start(value=1.0)
+    assert starts["norm.weight"] == Start(value=1.0)
+    zeros = ["norm.bias", "layers.0.attention.query.bias", "layers.1.moe.experts.up_bias_EF"]
+    assert all(starts[name] == Start(value=0.0) for name in zeros)
+    deviations = {name: start.std for name, start in starts.items() if start.value is None}
+    assert {n for n, std in deviations.items() if std == 0.2} == {f"layers.{i}.attention.output.weight" for i in (0, 1)}
+    ends = {"layers.0.feedforward.down.weight", "layers.1.moe.experts.down_EFD"}
+    assert {name for name, std in deviations.items() if std == 0.1} == ends
+
+
+def test_truncated_first_values_stay_within_their_bound() -> None:
+    values = initial("w", (300, 400), begin=Start(std=0.02, truncate=1.5), seed=0, start=(0, 0), size=(300, 400))
+    assert values.abs().max() <= 0.03
+    assert values.abs().max() > 0.0295

@@ -8,13 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.config import ExpertsImplementation, MoEConfig
-from trainer.model.moe import MoE, Router, balance_loss, z_loss
+from trainer.config import ExpertsImplementation, ModelConfig, MoEConfig
+from trainer.model.context import Context
+from trainer.model.moe import MoE
+from trainer.model.router import Router, balance_loss, z_loss
+
+NOTHING = Context(None, None, None, None)
 
 
 def moe(config: MoEConfig, d_model: int = 16, dtype: torch.dtype = torch.float32) -> MoE:
     torch.manual_seed(0)
-    module = MoE(d_model, config).to(dtype)
+    module = MoE(ModelConfig(d_model=d_model, moe=config), 1).to(dtype)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(std=0.3)
@@ -23,7 +27,7 @@ def moe(config: MoEConfig, d_model: int = 16, dtype: torch.dtype = torch.float32
 
 def gradients(module: MoE, x_BSD: Tensor) -> dict[str, Tensor]:
     x_BSD = x_BSD.detach().requires_grad_()
-    y_BSD, routing = module(x_BSD)
+    y_BSD, routing = module(x_BSD, NOTHING)
     weights = torch.linspace(-1, 1, y_BSD.numel(), dtype=x_BSD.dtype).view_as(y_BSD)
     ((y_BSD * weights).sum() + routing.balance_B.sum() + routing.z_B.sum()).backward()
     found = {name: p.grad for name, p in module.named_parameters()}
@@ -33,7 +37,7 @@ def gradients(module: MoE, x_BSD: Tensor) -> dict[str, Tensor]:
 def dense(module: MoE, x_BSD: Tensor) -> Tensor:
     """Every expert on every token, weighted by zero where it was not chosen."""
     weight_BSK, expert_BSK, _ = module.router(x_BSD)
-    weight_BSE = torch.zeros(*x_BSD.shape[:2], module.router.experts, dtype=x_BSD.dtype)
+    weight_BSE = torch.zeros(*x_BSD.shape[:2], module.config.experts, dtype=x_BSD.dtype)
     weight_BSE = weight_BSE.scatter(-1, expert_BSK, weight_BSK.to(x_BSD.dtype))
     e = module.experts
     hidden = torch.nn.functional.silu(torch.einsum("bsd,edf->bsef", x_BSD, e.gate_EDF))
@@ -47,7 +51,7 @@ def test_float64_loop_agrees_with_every_expert_on_every_token(top_k: int, normal
     module = moe(MoEConfig(experts=5, top_k=top_k, d_ff=6, normalize_weights=normalize), dtype=torch.float64)
     x_BSD = torch.randn(2, 7, 16, dtype=torch.float64, requires_grad=True)
     expected = dense(module, x_BSD)
-    y_BSD, _ = module(x_BSD)
+    y_BSD, _ = module(x_BSD, NOTHING)
     torch.testing.assert_close(y_BSD, expected, rtol=1e-12, atol=1e-12)
     inputs = [x_BSD, *module.parameters()]
     ours = torch.autograd.grad(y_BSD.sin().sum(), inputs)
@@ -76,7 +80,7 @@ def test_shapes_that_the_grouped_product_cannot_take_go_through_the_loop() -> No
 
 def test_experts_without_tokens_have_zero_gradients() -> None:
     module = moe(MoEConfig(experts=8, top_k=1, d_ff=8))
-    _, routing = module(x_BSD := torch.randn(1, 3, 16))
+    _, routing = module(x_BSD := torch.randn(1, 3, 16), NOTHING)
     idle = (routing.tokens_E == 0).nonzero().flatten()
     assert len(idle) >= 5
     found = gradients(module, x_BSD)

@@ -20,6 +20,7 @@ from trainer.config import (
     TrainConfig,
     TrainerConfig,
 )
+from trainer.samples import IGNORED, Samples
 from trainer.train import Outcome, train
 
 VOCABULARY = 61
@@ -55,14 +56,32 @@ def checkpoints(**fields: Any) -> CheckpointConfig:
 class Tokens:
     """A dataset of arithmetic progressions with noise: there is something to learn, and no two samples agree."""
 
-    def __init__(self, fingerprint: str = "progressions", seq_len: int = 16) -> None:
+    def __init__(
+        self,
+        fingerprint: str = "progressions",
+        seq_len: int = 16,
+        *,
+        every_token: bool = True,
+        documents: bool = False,
+    ) -> None:
         self.fingerprint = fingerprint
+        self.every_token = every_token
+        self.documents = documents
         self.seq_len = seq_len
         self.seen: list[int] = []
 
-    def batch(self, indices: Sequence[int]) -> np.ndarray:
+    def batch(self, indices: Sequence[int]) -> Samples:
         self.seen.extend(indices)
-        return np.stack([self._sample(index) for index in indices])
+        rows = np.stack([self._sample(index) for index in indices])
+        targets = rows[:, 1:].copy()
+        if not self.every_token:  # the first `index % 5` positions of a sample are not trained on
+            for target, index in zip(targets, indices, strict=True):
+                target[: index % 5] = IGNORED
+        documents = None
+        if self.documents:
+            starts = np.arange(self.seq_len) % 7 == np.asarray(indices).reshape(-1, 1) % 7
+            documents = starts.cumsum(1).astype(np.int32)
+        return Samples(rows[:, :-1], targets, documents, np.zeros(len(rows), dtype=np.int64))
 
     def _sample(self, index: int) -> np.ndarray:
         random = np.random.default_rng(index)

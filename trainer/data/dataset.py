@@ -13,6 +13,7 @@ from trainer.data.files import AGAIN, DataError
 from trainer.data.manifest import DATASET, Manifest, ShardEntry, SourceEntry
 from trainer.data.order import shuffled
 from trainer.data.shards import Shard
+from trainer.samples import Samples
 
 _OPEN_SHARDS = 256  # each open map costs a file descriptor, of which a process often has 1024
 
@@ -30,6 +31,8 @@ class TokenDataset:
         sources: names of the sources that have at least one sample.
         fingerprint: two datasets with the same one give the same tokens for every index.
     """
+
+    every_token = True
 
     def __init__(self, path: Path | str, seq_len: int, seed: int, split: str = "train") -> None:
         """Open a folder that ``job=prepare`` wrote; shards are mapped when they are first read.
@@ -73,10 +76,15 @@ class TokenDataset:
         Raises:
             DataError: if a shard cannot be read or holds an id that the tokenizer does not know.
         """
-        return self.batch([index])[0]
+        return self._tokens([index])[0]
 
-    def batch(self, indices: npt.ArrayLike) -> np.ndarray:
-        """As ``tokens`` for n indices: int64 [n, seq_len + 1]."""
+    def batch(self, indices: npt.ArrayLike) -> Samples:
+        """The samples at n indices."""
+        tokens = self._tokens(indices)
+        sources = np.array([self.sources.index(self.source(int(i))) for i in np.atleast_1d(np.asarray(indices))])
+        return Samples(tokens[:, :-1], tokens[:, 1:], None, sources)
+
+    def _tokens(self, indices: npt.ArrayLike) -> np.ndarray:
         order = shuffled(np.atleast_1d(np.asarray(indices, dtype=np.int64)), self.samples_per_epoch, self.seed)
         out = np.empty((len(order), self.seq_len + 1), dtype=np.int64)
         for to, sample in zip(out, order, strict=True):

@@ -11,9 +11,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from trainer.scramble import GOLDEN, scrambled
+
 ROUNDS = 8
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_TURNS = np.arange(ROUNDS, dtype=np.uint64) * _GOLDEN
+_TURNS = np.arange(ROUNDS, dtype=np.uint64) * GOLDEN
 
 
 def shuffled(indices: npt.ArrayLike, samples: int, seed: int) -> np.ndarray:
@@ -32,7 +33,7 @@ def shuffled(indices: npt.ArrayLike, samples: int, seed: int) -> np.ndarray:
     epoch, place = np.divmod(np.asarray(indices, dtype=np.int64), samples)
     if (epoch < 0).any():
         raise ValueError("a sample index is negative")
-    key = _mix(epoch.astype(np.uint64) + _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)))
+    key = scrambled(epoch.astype(np.uint64) + scrambled(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)))
     half = np.uint64(max(1, (max(samples - 1, 1).bit_length() + 1) // 2))
     value = _feistel(place.astype(np.uint64), key, half)
     outside = np.flatnonzero(value >= samples)
@@ -47,13 +48,5 @@ def _feistel(value: np.ndarray, key: np.ndarray, half: np.uint64) -> np.ndarray:
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = value >> half, value & mask
     for turn in _TURNS:
-        left, right = right, left ^ (_mix(right + key + turn) & mask)
+        left, right = right, left ^ (scrambled(right + key + turn) & mask)
     return (left << half) | right
-
-
-def _mix(value: np.ndarray) -> np.ndarray:
-    """The output function of SplitMix64 (Steele, Lea, Flood, 2014): scrambles 64 bits."""
-    value = value + _GOLDEN
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))

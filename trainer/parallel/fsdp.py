@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import cast
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -13,10 +15,11 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.utils import get_total_norm
 
-from trainer.config import ParallelConfig, Precision, TrainerConfig
-from trainer.model import Decoder, Routing
+from trainer.batch import Batch
+from trainer.config import ModelConfig, ParallelConfig, Precision, Sharding, TrainerConfig
+from trainer.model import Decoder, Output
 from trainer.model.decoder import Layer
-from trainer.model.initial import initial
+from trainer.model.initial import initial, start_of
 from trainer.optim import adamw
 from trainer.parallel.engine import Engine
 
@@ -24,7 +27,7 @@ from trainer.parallel.engine import Engine
 class FSDP(Engine):
     """``fully_shard`` on each layer and on the rest, over one mesh dimension of all ranks; gloo or nccl."""
 
-    def __init__(self, config: TrainerConfig, device: torch.device) -> None:
+    def __init__(self, config: TrainerConfig, device: torch.device, ranks_per_node: int = 1) -> None:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self.device = device
@@ -32,11 +35,22 @@ class FSDP(Engine):
             self.model = Decoder(config.model)
         _shard(self.model, config.parallel, config.train.precision, device)
         self.model.to_empty(device=device)
-        self._initialise(config.model.init_std, config.train.seed)
+        self._initialise(config.model, config.train.seed)
         self.optimizer = adamw(self.model.named_parameters(), config.optim)
 
-    def forward(self, tokens_BS: Tensor) -> tuple[Tensor, dict[int, Routing]]:
-        return self.model(tokens_BS)
+    def forward(self, batch: Batch) -> Output:
+        self.model.train()
+        return self._call(batch)
+
+    def evaluate(self, batch: Batch) -> Output:
+        with self._evaluating():
+            return self._call(batch._replace(key_B=None))
+
+    def logits(self, tokens_BS: Tensor) -> Tensor:
+        with self._evaluating():
+            found = self.model(tokens_BS).logits_BSV
+        assert found is not None
+        return found
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         sharded = cast(FSDPModule, self.model)  # what fully_shard made of it
@@ -44,38 +58,66 @@ class FSDP(Engine):
         sharded.set_is_last_backward(last)
         loss.backward()
 
-    def clip(self, max_norm: float) -> Tensor:
+    def norm(self) -> Tensor:
         # On the local shards: a dispatch per DTensor costs more than the arithmetic of a small shard.
-        shards = [_local(p.grad) for p in self.model.parameters() if p.grad is not None]
-        square = get_total_norm(shards).double().square()
+        square = get_total_norm(self._gradients()).double().square()
         dist.all_reduce(square)
-        norm = square.sqrt()
-        if max_norm > 0:
-            scale = (max_norm / (norm + 1e-6)).clamp(max=1.0).to(torch.float32)
-            torch._foreach_mul_(shards, scale)  # pyright: ignore[reportPrivateImportUsage]
-        return norm
+        return square.sqrt()
 
-    def update(self, lr: float) -> None:
+    def update(self, lr: float, *, norm: float, max_norm: float) -> None:
+        if max_norm > 0 and norm > max_norm:
+            torch._foreach_mul_(self._gradients(), max_norm / (norm + 1e-6))  # pyright: ignore[reportPrivateImportUsage]
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def state(self) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+    def drop(self, *, overflow: bool) -> None:
+        self.optimizer.zero_grad()
+
+    def loss_scale(self) -> float | None:
+        return None
+
+    def rebalance(self, tokens_LE: Tensor) -> None:
+        self.model.rebalance(tokens_LE)
+
+    def values(self) -> dict[str, Any]:
+        return {}
+
+    def load_values(self, values: Mapping[str, Any]) -> None:
+        pass
+
+    def _gradients(self) -> list[Tensor]:
+        return [_local(p.grad) for p in self.model.parameters() if p.grad is not None]
+
+    def _call(self, batch: Batch) -> Output:
+        return self.model(batch.tokens_BS, batch.targets_BS, documents_BS=batch.documents_BS, key_B=batch.key_B)
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        self.model.eval()
+        with torch.no_grad():
+            yield
+        self.model.train()
+
+    def state(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
         for name, parameter in self.model.named_parameters():
             found[f"model.{name}"] = parameter
             for key, tensor in self.optimizer.state[parameter].items():
                 found[f"optimizer.{name}.{key}"] = tensor
+        for name, buffer in self.model.named_buffers():
+            found[f"model.{name}"] = buffer
         return found
 
     @torch.no_grad()
-    def _initialise(self, std: float, seed: int) -> None:
+    def _initialise(self, model: ModelConfig, seed: int) -> None:
         for name, parameter in self.model.named_parameters():
             assert isinstance(parameter, DTensor)
             shape = tuple(parameter.shape)
             size, start = compute_local_shape_and_global_offset(shape, parameter.device_mesh, parameter.placements)
-            values = initial(name, shape, std=std, seed=seed, start=tuple(start), size=tuple(size))
+            begin = start_of(name, model)
+            values = initial(name, shape, begin=begin, seed=seed, start=tuple(start), size=tuple(size))
             parameter.to_local().copy_(values)
 
 
@@ -93,7 +135,7 @@ def _shard(decoder: Decoder, parallel: ParallelConfig, precision: Precision, dev
             layer,
             mesh=mesh,
             mp_policy=policy,
-            reshard_after_forward=parallel.reshard_after_forward,
+            reshard_after_forward=parallel.sharding is not Sharding.grad_op,
             shard_placement_fn=_placement,
         )
     # The root's own parameters, embedding and head, are needed first in backward: no use in freeing them.
