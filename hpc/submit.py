@@ -97,7 +97,7 @@ def dispatch(plan: Plan, typed: list[str]) -> Run:
         )
     run = Run(_folder(plan, typed))
     try:
-        job_id = _hand_over(run, plan)
+        job_id = hand_over(run, plan)
     except BaseException as error:
         shutil.rmtree(run.folder, ignore_errors=True)
         if isinstance(error, OSError):
@@ -157,7 +157,8 @@ def _write(run: Run, plan: Plan, typed: list[str]) -> None:
     write_text(run.config_file, OmegaConf.to_yaml(OmegaConf.structured(plan.config)))
 
 
-def _hand_over(run: Run, plan: Plan) -> str:
+def hand_over(run: Run, plan: Plan) -> str:
+    """Give a written run folder to the cluster; the job's id."""
     from hpc.executor import LocalRunExecutor, SlurmRunExecutor
 
     if plan.config.cluster.launcher is Launcher.local:

@@ -12,6 +12,7 @@ VERBS = {
     "status": "runs and where they stand",
     "watch": "one run live: Slurm, steps, tokens, loss, log",
     "logs": "what a run's supervisor or one of its ranks printed",
+    "resume": "go on with a run that has ended, as it was or with changes",
     "cancel": "save and end a run, so that no attempt follows",
     "emulate": "start a real Slurm on this machine in the shape of a cluster",
 }

@@ -7,12 +7,14 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hpc.errors import Refused
 from hpc.runs import Run
 
 if TYPE_CHECKING:
+    from hpc.config import Config
     from hpc.submit import Plan
 
 FLAGS = ("--dry-run", "--wait", "--watch", "--json")
@@ -25,18 +27,24 @@ def main(argv: list[str]) -> int:
     for word in words:
         if word.startswith("--dry") or word in ("--follow", "--block"):
             raise Refused(f"unknown flag {word}. Own flags: {', '.join(FLAGS)}; Hydra's: hpc submit --hydra-help")
-    plans = _plans(words, dry_run="--dry-run" in flags)
-    if "--dry-run" in flags:
-        from hpc import submit
+    found = plans(words, dry_run="--dry-run" in flags)
+    from hpc import submit
 
-        for plan in plans:
+    if "--dry-run" in flags:
+        for plan in found:
             for problem in plan.missing:
                 print(f"hpc submit: before this can run: {problem}", file=sys.stderr)
             print(submit.render(plan), end="")
         return 0
-    started = [_dispatch(plan, words, flags) for plan in plans]
-    if not started:
-        return 0
+    started = []
+    for plan in found:
+        started.append(submit.dispatch(plan, words))
+        tell(plan, started[-1], flags)
+    return follow(started, flags) if started else 0
+
+
+def follow(started: list[Run], flags: set[str]) -> int:
+    """Watch or wait as the flags say. Returns the exit status."""
     if "--watch" in flags:
         from hpc.cli import watch
 
@@ -48,18 +56,24 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _plans(words: list[str], *, dry_run: bool) -> list[Plan]:
-    """Every request that was typed, composed and checked: of a multirun all of them, before any is dispatched."""
+def plans(words: list[str], *, dry_run: bool, change: Callable[[Config], None] = lambda config: None) -> list[Plan]:
+    """Every request that was typed, composed and checked: of a multirun all of them, before any is dispatched.
+
+    Args:
+        change: what is done to each composed configuration before it is checked.
+    """
     from hpc import submit
     from hpc.compose import refused, typed
 
-    plans: list[Plan] = []
+    found: list[Plan] = []
     failures: list[Exception] = []
 
     def task(config: Any) -> None:
         # Hydra prints a traceback's worth of text for an exception that passes through it.
         try:
-            plans.append(submit.plan(typed(config), dry_run=dry_run))
+            whole = typed(config)
+            change(whole)
+            found.append(submit.plan(whole, dry_run=dry_run))
         except Exception as error:
             failures.append(error)
 
@@ -69,7 +83,7 @@ def _plans(words: list[str], *, dry_run: bool) -> list[Plan]:
         _run_hydra(_side_by_side([*words, *sweep]), task)
     if failures:
         raise refused(failures[0]) from failures[0]
-    return plans
+    return found
 
 
 def _side_by_side(words: list[str]) -> list[str]:
@@ -105,10 +119,8 @@ def _run_hydra(words: list[str], task: Any) -> None:
         GlobalHydra.instance().clear()
 
 
-def _dispatch(plan: Plan, words: list[str], flags: set[str]) -> Run:
-    from hpc import submit
-
-    run = submit.dispatch(plan, words)
+def tell(plan: Plan, run: Run, flags: set[str]) -> None:
+    """Say what was dispatched where."""
     where = plan.config.cluster.name + (" (EMULATED)" if plan.emulated else "")
     if "--json" in flags:
         print(
@@ -125,7 +137,7 @@ def _dispatch(plan: Plan, words: list[str], flags: set[str]) -> Run:
             ),
             flush=True,
         )
-        return run
+        return
     request = plan.request
     print(
         f"{run.name}/{run.id} is job {run.job_id} on {where}: {request.nodes} x {request.ranks_per_node} ranks\n"
@@ -133,4 +145,3 @@ def _dispatch(plan: Plan, words: list[str], flags: set[str]) -> Run:
         f"  watch   hpc watch {run.id}",
         flush=True,
     )
-    return run

@@ -1,0 +1,153 @@
+"""Going on with a run that has ended: as it was, longer, or on another layout. Its folder and history stay."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hpc import provenance, slurm, submit
+from hpc.config import Config, Launcher
+from hpc.errors import Failed, Refused
+from hpc.queue import belongs, controller, local_lives
+from hpc.runs import Run, disk_failure, read_json, sync_folder, write_json, write_text
+from hpc.submit import Plan
+from hpc.waiting import outcome
+
+
+def words(run: Run, new: list[str]) -> list[str]:
+    """What was typed for the run, with ``new`` overrides in place of those of the same keys."""
+    from omegaconf import OmegaConf
+
+    try:
+        typed = [str(word) for word in OmegaConf.load(run.overrides_file)]
+    except OSError as error:
+        raise Refused(f"{run.folder} does not say what was typed for it ({error.strerror})") from error
+    changed = {_key(word) for word in new}
+    return [word for word in typed if _key(word) not in changed] + new
+
+
+def keep_places(config: Config, run: Run, new: list[str]) -> None:
+    """The run stays where it is, and reads the data it read, whatever folder or environment this is typed in."""
+    before = run.config()
+    config.name = run.name
+    config.cluster.runs = str(run.folder.parent.parent)
+    if not any(_key(word) in ("data", "data.path", "cluster.data") for word in new):
+        config.cluster.data, config.data.path = before.cluster.data, before.data.path
+
+
+def refuse_live(run: Run) -> None:
+    """
+    Raises:
+        Refused: if an attempt of the run may still come or is under way: there must never be two.
+    """
+    if outcome(run) is not None or not _lives(run):
+        return
+    raise Refused(
+        f"{run.name}/{run.id} has not ended: it is {run.state().get('state')}, job {run.job_id}. "
+        f"To end it first: hpc cancel {run.id}"
+    )
+
+
+def refuse_finished(run: Run, config: Config) -> None:
+    """
+    Raises:
+        Refused: if there is nothing left to do.
+    """
+    done = read_json(run.finished_file)
+    if done is None:
+        return
+    reached = done.get("tokens")
+    if isinstance(reached, int) and config.train.tokens > reached:
+        return
+    more = f" at {reached:,} tokens. To train longer: hpc resume {run.id} train.tokens={2 * reached}" if reached else ""
+    raise Refused(f"{run.name}/{run.id} is finished{more}")
+
+
+def resume(run: Run, plan: Plan, typed: list[str], new: list[str]) -> str:
+    """Write the changed request into the run's folder and hand it over. Returns the job's id.
+
+    Raises:
+        Failed: if that cannot be done; the run then stands as before.
+    """
+    from omegaconf import OmegaConf
+
+    if plan.config.cluster.launcher is Launcher.slurm and not slurm.available():
+        raise Failed(f"cluster={plan.config.cluster.name} is reached through sbatch, which is not installed here")
+    texts = {path: path.read_text() for path in (run.config_file, run.overrides_file, run.state_file) if path.exists()}
+    try:
+        _refresh_code(run)
+        write_text(run.overrides_file, OmegaConf.to_yaml(OmegaConf.create(typed)))
+        write_text(run.config_file, OmegaConf.to_yaml(OmegaConf.structured(plan.config)))
+        _note(run, new)
+        fields = {"cluster": plan.config.cluster.name, "emulated": plan.emulated, "reason": "", "job_id": ""}
+        run.set_state("queued", **fields)
+        _clear_ends(run)
+        job_id = submit.hand_over(run, plan)
+    except BaseException as error:
+        with suppress(OSError):
+            for path, text in texts.items():
+                write_text(path, text)
+        if isinstance(error, OSError):
+            raise disk_failure(error, "resume the run") from error
+        raise
+    write_json(run.manifest_file, {**(read_json(run.manifest_file) or {}), "job_id": job_id})
+    return job_id
+
+
+def _key(word: str) -> str:
+    """What an override is about: +train.seed=1, train.seed=2 and ~train.seed all are about train.seed."""
+    return re.split(r"[=@]", word.lstrip("+~"), maxsplit=1)[0]
+
+
+def _lives(run: Run) -> bool:
+    job_id = run.job_id
+    if job_id is None:
+        return False
+    if job_id.startswith("local-"):
+        lives = local_lives(run)
+        if lives is None:
+            raise Refused(f"the run is on {run.host}: only there can be seen whether it has ended")
+        return lives
+    environment = controller(run)
+    if environment is None:
+        return False
+    row = slurm.queue([job_id], environment).get(job_id)
+    return row is not None and row.state not in slurm.GONE and belongs(row, run)
+
+
+def _refresh_code(run: Run) -> None:
+    """The code of now in place of the run's snapshot; what is missing after a crash the next resume brings."""
+    fresh, old = run.folder / ".code.new", run.folder / ".code.old"
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    provenance.snapshot(fresh)
+    if run.code.exists():
+        run.code.rename(old)
+    fresh.rename(run.code)
+    sync_folder(run.folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _note(run: Run, new: list[str]) -> None:
+    """Add this resumption to the run's manifest, and what its code differs by from its commit."""
+    manifest: dict[str, Any] = read_json(run.manifest_file) or {}
+    resumed = [
+        *manifest.get("resumed", []),
+        {"typed": new, "time": time.time(), "git": provenance.git_state(provenance.ROOT)},
+    ]
+    if patch := provenance.dirty_patch():
+        write_text(Path(f"{run.patch_file}.{len(resumed)}"), patch)
+    write_json(run.manifest_file, {**manifest, "resumed": resumed})
+
+
+def _clear_ends(run: Run) -> None:
+    """What said that the run had ended says so no more; when it finished before stays known."""
+    run.cancel_file.unlink(missing_ok=True)
+    if run.finished:
+        number = len(list(run.folder.glob(f"{run.finished_file.name}.*"))) + 1
+        run.finished_file.rename(f"{run.finished_file}.{number}")
+    sync_folder(run.folder)
