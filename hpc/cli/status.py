@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -101,7 +100,7 @@ def _in_other_hands(run: Run, job: Any, text: str, reason: str) -> tuple[str, st
         return text, reason
     if job.state == "GONE" or job.state in GONE:
         said = "Slurm no longer knows its job" if job.state == "GONE" else f"its job is {job.state}"
-        return "gone", f"{said}, and the run has not ended; to go on: sbatch {shlex.quote(str(run.script))}"
+        return "gone", f"{said}, and the run has not ended; to go on: hpc resume {run.id}"
     return job.state.lower(), job.reason if job.reason not in ("None", "") and job.state == "PENDING" else reason
 
 
