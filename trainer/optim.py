@@ -30,12 +30,17 @@ def adamw(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -
         fused=True,
     )
     for parameter in (*decayed, *spared):
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter, requires_grad=False),
-            "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
-        }
+        optimizer.state[parameter] = first_state(parameter)
     return optimizer
+
+
+def first_state(parameter: Tensor) -> dict[str, Tensor]:
+    """What AdamW remembers of a parameter, before the first step."""
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+        "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+        "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+    }
 
 
 def is_decayed(name: str, parameter: Tensor, config: OptimConfig) -> bool:

@@ -23,29 +23,28 @@ class RankFailed(AssertionError):
 
 
 class Ranks:
-    """Up to ``most`` processes; ``run`` gives each of the first n of them one rank."""
+    """Processes, as many as a task ever asked for; ``run`` gives each of the first n of them one rank."""
 
-    def __init__(self, most: int = 2) -> None:
-        self.most = most
+    def __init__(self) -> None:
         self.workers: list[tuple[Any, Connection]] = []
 
-    def run(self, work: Callable[..., Any], *args: Any, world_size: int) -> list[Any]:
+    def run(self, work: Callable[..., Any], *args: Any, world_size: int, patience: float = PATIENCE) -> list[Any]:
         """``work(*args)`` on each rank, inside a process group; the results by rank.
 
         Raises:
             RankFailed: if a rank raises, dies or does not answer; the processes are then started anew.
         """
-        self._start()
+        self._start(world_size)
         with tempfile.TemporaryDirectory() as folder:
             for rank in range(world_size):
                 self.workers[rank][1].send((work, args, rank, world_size, folder))
             results: dict[int, Any] = {}
-            end = time.monotonic() + PATIENCE
+            end = time.monotonic() + patience
             while len(results) < world_size:
                 waiting = {self.workers[rank][1]: rank for rank in range(world_size) if rank not in results}
                 ready = wait_any(list(waiting), max(0.0, end - time.monotonic()))
                 if not ready:
-                    self._fail(f"rank {min(waiting.values())} did not answer within {PATIENCE:.0f} s")
+                    self._fail(f"rank {min(waiting.values())} did not answer within {patience:.0f} s")
                 for connection in ready:
                     rank = waiting[connection]  # type: ignore[index]
                     try:
@@ -63,9 +62,9 @@ class Ranks:
             process.join()
         self.workers = []
 
-    def _start(self) -> None:
+    def _start(self, world_size: int) -> None:
         context = multiprocessing.get_context("spawn")
-        while len(self.workers) < self.most:
+        while len(self.workers) < world_size:
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
             process.start()

@@ -1,126 +1,72 @@
-"""FSDP on real gloo ranks against one process in float64. Gradients are compared: Adam hides a wrong scale."""
+"""FSDP: how parameters lie on ranks, precision, and that a checkpoint of any layout goes on under any other."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import gradients
 import pytest
 import tiny
 import torch
 from ranks import Ranks
+from torch.distributed.checkpoint.state_dict_loader import load as read
+from torch.distributed.checkpoint.state_dict_saver import save as write
 from torch.distributed.tensor import DTensor
 
+from trainer import config as schema
 from trainer.batch import Batch
-from trainer.config import ExpertsImplementation, Precision, Sharding, TrainerConfig, accumulation
-from trainer.loss import StepSums, loss_of
-from trainer.model import Decoder
-from trainer.model.initial import initial, start_of
-from trainer.parallel import build
-from trainer.train import sample_ids
+from trainer.config import ParallelConfig, Precision, Sharding, TrainerConfig
+from trainer.parallel import Engine, build
+
+SINGLE = ParallelConfig(engine=schema.Engine.single, micro_batch=2)
+FULL = ParallelConfig(micro_batch=2)
+KEPT = replace(FULL, sharding=Sharding.grad_op)
+COPIES = replace(FULL, sharding=Sharding.hybrid)  # of nodes of 2 ranks
+LAYOUTS: list[tuple[int, ParallelConfig]] = [
+    (1, SINGLE),
+    (1, FULL),
+    (2, KEPT),
+    (2, replace(FULL, expert_parallel=2)),
+    (4, FULL),
+    (4, replace(FULL, expert_parallel=2)),
+    (4, replace(KEPT, expert_parallel=4)),
+    (4, COPIES),
+    (4, replace(COPIES, expert_parallel=2)),
+]
 
 
-def sharded_gradients(config: TrainerConfig) -> dict[str, Any]:
-    """On a rank: the gradients of the first global batch, gathered, and the step's totals."""
-    from trainer.parallel.fsdp import FSDP
-
-    engine = build(config, tiny.CPU)
-    assert isinstance(engine, FSDP)
-    data, sums = tiny.Tokens(), StepSums(config.model, tiny.CPU)
-    passes = accumulation(config.train, config.data, config.parallel, engine.world_size)
-    for m, ids in enumerate(sample_ids(0, engine.rank, engine.world_size, passes, config.parallel.micro_batch)):
-        batch = Batch.of(data.batch(ids), tiny.CPU)
-        output = engine.forward(batch)
-        loss, parts = loss_of(output, batch.targets_BS, config.model, config.train.batch_tokens)
-        engine.backward(loss, last=m == passes - 1)
-        sums.add(parts, output, config.data.seq_len)
-    norm = engine.norm()
-    gradients = {}
-    for name, parameter in engine.model.named_parameters():
-        assert isinstance(parameter.grad, DTensor)
-        gradients[name] = parameter.grad.full_tensor()
-    sums.reduce(stop=engine.rank == 1)
-    totals = sums.totals(norm, batch_tokens=config.train.batch_tokens, valid=config.train.batch_tokens)
-    return {"gradients": gradients, "norm": totals.grad_norm, "totals": totals, "samples": data.seen}
-
-
-def reference(config: TrainerConfig) -> tuple[dict[str, torch.Tensor], float]:
-    """The same in one process, in float64, over the whole batch at once; and the mean cross-entropy."""
-    model = Decoder(config.model)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            shape = tuple(p.shape)
-            begin, seed = start_of(name, config.model), config.train.seed
-            p.copy_(initial(name, shape, begin=begin, seed=seed, start=(0,) * p.ndim, size=shape))
-    model.double()
-    batch = Batch.of(tiny.Tokens().batch(range(8)), tiny.CPU)
-    output = model(batch.tokens_BS, batch.targets_BS)
-    loss, sums = loss_of(output, batch.targets_BS, config.model, config.train.batch_tokens)
-    loss.backward()
-    return {name: p.grad for name, p in model.named_parameters()}, (sums[0] / config.train.batch_tokens).item()  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    ("world_size", "micro_batch", "implementation", "experts", "tied"),
-    [
-        (1, 8, ExpertsImplementation.grouped, 4, False),
-        (1, 2, ExpertsImplementation.grouped, 4, False),
-        (2, 4, ExpertsImplementation.loop, 4, True),
-        (2, 1, ExpertsImplementation.grouped, 3, False),
-    ],
-)
-def test_gradients_agree_with_one_process_for_every_layout(
-    ranks: Ranks, world_size: int, micro_batch: int, implementation: ExpertsImplementation, experts: int, tied: bool
-) -> None:
+def biased() -> TrainerConfig:
+    """The tiny mixture of experts with everything that a checkpoint can hold: biases, a router's bias too."""
     config = tiny.config()
-    config.model.tie_embeddings = tied
-    config.parallel.micro_batch = micro_batch
+    config.model.bias = True
     assert config.model.moe is not None
-    config.model.moe.experts = experts
-    # Coefficients so large that a mistake in the auxiliary losses cannot hide.
-    config.model.moe.balance_loss, config.model.moe.z_loss = 1.0, 0.5
-    config.model.moe.implementation = implementation
-    expected, loss = reference(config)
-    found = ranks.run(sharded_gradients, config, world_size=world_size)
-    for result in found:
-        for name, gradient in expected.items():
-            torch.testing.assert_close(
-                result["gradients"][name].double(), gradient, rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}"
-            )
-        square = sum(g.square().sum().item() for g in expected.values())
-        assert result["norm"] == pytest.approx(square**0.5, rel=1e-5)
-        assert result["totals"].loss == pytest.approx(loss, rel=1e-6)
-        assert result["totals"].stops == world_size - 1
-        assert sum(result["totals"].tokens_per_expert[2]) == 8 * 16 * config.model.moe.top_k
-    assert sorted(sample for result in found for sample in result["samples"]) == list(range(8))
-    totals = [result["totals"].tokens_per_expert for result in found]
-    assert all(total == totals[0] for total in totals)
+    config.model.moe.bias_update = 1e-3
+    return config
 
 
 def first_values(config: TrainerConfig) -> dict[str, torch.Tensor]:
     return {
         name: (value.full_tensor() if isinstance(value, DTensor) else value).detach()
-        for name, value in build(config, tiny.CPU).state().items()
+        for name, value in build(config, tiny.CPU, 2).state().items()
     }
 
 
-def test_every_layout_starts_from_the_same_bits(ranks: Ranks) -> None:
-    one, *_ = ranks.run(first_values, tiny.config(), world_size=1)
-    two, *_ = ranks.run(first_values, tiny.config(), world_size=2)
-    assert one.keys() == two.keys()
-    assert all(one[name].equal(two[name]) for name in one)
-
-
-@pytest.mark.parametrize("experts", [1, 3, 4])
-def test_ranks_hold_equal_parts_of_the_experts_however_many_there_are(ranks: Ranks, experts: int) -> None:
-    config = tiny.config()
-    assert config.model.moe is not None
-    config.model.moe.experts, config.model.moe.top_k = experts, 1
-    zero, one = ranks.run(elements_held, config, world_size=2)
-    assert zero == one == 3 * experts * 16 * 8 // 2
+def test_every_layout_starts_from_the_same_bits_under_the_same_names(ranks: Ranks) -> None:
+    config = biased()
+    config.parallel = SINGLE
+    expected, *_ = ranks.run(first_values, config, world_size=1)
+    assert expected["model.layers.1.moe.router.bias_E"].count_nonzero() == 0
+    for world_size, parallel in LAYOUTS:
+        config.parallel = parallel
+        for found in ranks.run(first_values, config, world_size=world_size):
+            assert list(found) == list(expected)
+            assert all(found[name].equal(expected[name]) for name in expected)
 
 
 def elements_held(config: TrainerConfig) -> int:
-    state = build(config, tiny.CPU).state()
+    state = build(config, tiny.CPU, 2).state()
     return sum(
         value.to_local().numel()
         for name, value in state.items()
@@ -128,19 +74,110 @@ def elements_held(config: TrainerConfig) -> int:
     )
 
 
-def test_bf16_gradients_are_close_to_fp32_and_parameters_stay_fp32(ranks: Ranks) -> None:
+@pytest.mark.parametrize(("experts", "world_size", "shared"), [(1, 2, 1), (3, 2, 1), (4, 2, 2), (4, 4, 2), (2, 4, 2)])
+def test_ranks_hold_equal_parts_of_the_experts_however_many_there_are(
+    ranks: Ranks, experts: int, world_size: int, shared: int
+) -> None:
     config = tiny.config()
-    exact, *_ = ranks.run(sharded_gradients, config, world_size=2)
-    config.train.precision = Precision.bf16
-    rough, *_ = ranks.run(sharded_gradients, config, world_size=2)
-    assert rough["totals"].loss == pytest.approx(exact["totals"].loss, rel=1e-2)
-    assert rough["norm"] == pytest.approx(exact["norm"], rel=0.1)
-    assert {g.dtype for g in rough["gradients"].values()} == {torch.float32}
+    assert config.model.moe is not None
+    config.model.moe.experts, config.model.moe.top_k = experts, 1
+    config.parallel.expert_parallel = shared
+    assert ranks.run(elements_held, config, world_size=world_size) == [3 * experts * 16 * 8 // world_size] * world_size
 
 
-def test_keeping_parameters_after_forward_changes_nothing(ranks: Ranks) -> None:
+@pytest.mark.parametrize("precision", [Precision.bf16, Precision.fp16])
+@pytest.mark.parametrize(("world_size", "parallel"), [(1, SINGLE), (2, KEPT), (4, replace(COPIES, expert_parallel=2))])
+def test_half_precision_gradients_are_close_and_parameters_stay_float32(
+    ranks: Ranks, world_size: int, parallel: ParallelConfig, precision: Precision
+) -> None:
+    config = tiny.config(precision=precision)
+    config.parallel = parallel
+    data = gradients.lola(config)
+    exact = gradients.reference(config, data)
+    for found in ranks.run(half_precision, config, data, world_size=world_size):
+        assert found["norm"] == pytest.approx(exact.norm, rel=0.1)
+        assert found["dtypes"] == {torch.float32}
+        assert found["scale"] == (config.train.loss_scale.initial if precision is Precision.fp16 else None)
+
+
+def half_precision(config: TrainerConfig, data: tiny.Tokens) -> dict[str, Any]:
+    engine = build(config, tiny.CPU, 2)
+    gradients.accumulate(engine, config, data)
+    norm = engine.norm().item()
+    engine.update(1e-3, norm=norm, max_norm=1.0)
+    return {"norm": norm, "dtypes": {t.dtype for t in engine.state().values()}, "scale": engine.loss_scale()}
+
+
+def test_what_evaluation_gathered_is_not_used_after_loading(ranks: Ranks) -> None:
     config = tiny.config()
-    expected, *_ = ranks.run(sharded_gradients, config, world_size=2)
-    config.parallel.sharding = Sharding.grad_op
-    found, *_ = ranks.run(sharded_gradients, config, world_size=2)
-    assert all(found["gradients"][n].equal(g) for n, g in expected["gradients"].items())
+    config.parallel = KEPT
+    for before, after, expected in ranks.run(evaluations, config, world_size=2):
+        assert before != after == expected
+
+
+def evaluations(config: TrainerConfig) -> tuple[float, float, float]:
+    """Loss of a batch; again with parameters of another seed loaded; of an engine that began with these."""
+
+    def loss(engine: Engine) -> float:
+        found = engine.evaluate(Batch.of(tiny.Tokens().batch(range(2)), tiny.CPU)).cross_entropy
+        assert found is not None
+        return found.item()
+
+    engine = build(config, tiny.CPU)
+    before = loss(engine)
+    config.train.seed += 1
+    other = build(config, tiny.CPU)
+    expected = loss(other)
+    theirs = other.state()
+    for name, tensor in engine.state().items():
+        tensor.copy_(theirs[name])
+    engine.load_values({})
+    return before, loss(engine), expected
+
+
+# -- a checkpoint of any layout goes on under any other -----------------------------------------------------------
+
+
+class Stretch(NamedTuple):
+    losses: list[float]
+    samples: list[int]  # of this rank
+
+
+def stretch(config: TrainerConfig, steps: range, load: Path | None = None, save: Path | None = None) -> Stretch:
+    """On a rank: train some steps, from and to a checkpoint."""
+    engine = build(config, tiny.CPU, 2)
+    data = tiny.Tokens()
+    if load is not None:
+        read(engine.state(), checkpoint_id=load)
+        engine.load_values({})
+    losses = [_step(engine, config, data, step) for step in steps]
+    if save is not None:
+        write(engine.state(), checkpoint_id=save)
+    return Stretch(losses, data.seen)
+
+
+def _step(engine: Engine, config: TrainerConfig, data: tiny.Tokens, step: int) -> float:
+    sums = gradients.accumulate(engine, config, data, step)
+    torch.distributed.all_reduce(sums)
+    engine.update(5e-3, norm=engine.norm().item(), max_norm=1.0)
+    engine.rebalance(sums[3:-1].unsqueeze(0))
+    return sums[0].item() / config.train.batch_tokens
+
+
+FIRST, REST = range(4), range(4, 24)
+
+
+def test_a_checkpoint_of_any_layout_goes_on_under_any_other(ranks: Ranks, tmp_path: Path) -> None:
+    config = biased()
+    config.parallel = SINGLE
+    (uninterrupted,) = ranks.run(stretch, config, range(24), world_size=1)
+    for number, (world_size, parallel) in enumerate(LAYOUTS):
+        config.parallel = parallel
+        begun = ranks.run(stretch, config, FIRST, None, tmp_path / str(number), world_size=world_size)
+        assert begun[0].losses == pytest.approx(uninterrupted.losses[:4], rel=1e-4)
+        # Every layout is left once and entered once; 4 further on, so that ranks and sharing change.
+        world_size, config.parallel = LAYOUTS[(number + 4) % len(LAYOUTS)]
+        ended = ranks.run(stretch, config, REST, tmp_path / str(number), world_size=world_size)
+        assert ended[0].losses == pytest.approx(uninterrupted.losses[4:], rel=1e-4)
+        seen = sorted(sample for part in (*begun, *ended) for sample in part.samples)
+        assert seen == list(range(24 * 8))

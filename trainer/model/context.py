@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -31,16 +32,16 @@ def uniform(key_B: Tensor, place: int, shape: tuple[int, ...]) -> Tensor:
     Returns:
         float32 in [0, 1), of shape [B, *shape].
     """
-    size = 1
-    for extent in shape:
-        size *= extent
+    size = math.prod(shape)
     index = torch.arange(size, device=key_B.device, dtype=torch.int64)
-    seeded_B = _mix(key_B + place * _GOLDEN)
-    bits = _mix(seeded_B.unsqueeze(1) + index * _GOLDEN)
-    # 24 bits: as many as a float32 tells apart.
-    return (_shifted(bits, 40).to(torch.float32) * 2.0**-24).view(-1, *shape)
+    # Multiplied as a tensor, which wraps around at 64 bits where a Python number would not fit.
+    seeded_B = _mix(key_B + key_B.new_full((), place) * _GOLDEN)
+    together = max(1, DRAWN // max(1, size))
+    drawn = [_numbers(seeded_b.unsqueeze(1) + index * _GOLDEN) for seeded_b in seeded_B.split(together)]
+    return (drawn[0] if len(drawn) == 1 else torch.cat(drawn)).view(-1, *shape)
 
 
+DRAWN = 1 << 26  # numbers made together, whole sequences at least: on the way each takes ten times its own 4 bytes
 PLACES = 8  # draws that one layer may make
 EMBEDDING_DROPOUT, ATTENTION_DROPOUT, ATTENTION_OUTPUT_DROPOUT, FEEDFORWARD_DROPOUT, SELECTION = range(5)
 
@@ -64,6 +65,11 @@ _FIRST, _SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 def _shifted(x: Tensor, bits: int) -> Tensor:
     """x >> bits for the 64 bits of x, without dragging the sign along."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _numbers(counter: Tensor) -> Tensor:
+    # 24 bits: as many as a float32 tells apart.
+    return _shifted(_mix(counter), 40).to(torch.float32) * 2.0**-24
 
 
 def _mix(x: Tensor) -> Tensor:

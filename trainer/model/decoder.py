@@ -66,8 +66,9 @@ class Layer(nn.Module):
         return x_BSD + self._drop(y_BSD, context, FEEDFORWARD_DROPOUT), routing
 
     def _drop(self, x_BSD: Tensor, context: Context, place: int) -> Tensor:
-        key_B = context.key_B if self.training else None
-        return dropout(x_BSD, self.dropout, key_B, self.number * PLACES + place)
+        if self.dropout == 0 or not self.training:
+            return x_BSD  # without a look at the number, by which a compiler would tell layers apart
+        return dropout(x_BSD, self.dropout, context.key_B, self.number * PLACES + place)
 
 
 class Decoder(nn.Module):
@@ -77,12 +78,14 @@ class Decoder(nn.Module):
 
     Attributes:
         compute_dtype: what activations are computed in; None: in the type that the embedding's table has.
+        compiled: may the head use the compiler; that each layer is compiled is told to the layers.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None
+        self.compiled = False
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         learned = config.positions is Positions.learned
         self.positions = nn.Embedding(config.max_seq_len, config.d_model) if learned else None
@@ -117,7 +120,7 @@ class Decoder(nn.Module):
         weight_VD = weight_VD.to(x_BSD.dtype)
         if targets_BS is None:
             return Output(F.linear(x_BSD, weight_VD), None, None, routing)
-        total, each_B = cross_entropy(x_BSD, weight_VD, targets_BS)
+        total, each_B = cross_entropy(x_BSD, weight_VD, targets_BS, compiled=self.compiled)
         return Output(None, total, each_B, routing)
 
     def rebalance(self, tokens_LE: Tensor) -> None:

@@ -1,172 +1,153 @@
-"""FSDP2: every layer's parameters, gradients and optimizer state are sharded over all ranks."""
+"""FSDP2: every layer's parameters, gradients and optimizer state are sharded over ranks; experts may be shared out."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-from torch.nn.utils import get_total_norm
+from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, HSDPMeshInfo, ShardPlacementResult
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
-from trainer.batch import Batch
-from trainer.config import ModelConfig, ParallelConfig, Precision, Sharding, TrainerConfig
-from trainer.model import Decoder, Output
+from trainer.config import ParallelConfig, Precision, Sharding, TrainerConfig
+from trainer.model import Decoder
 from trainer.model.decoder import Layer
-from trainer.model.initial import initial, start_of
-from trainer.optim import adamw
-from trainer.parallel.engine import Engine
+from trainer.model.experts import Experts
+from trainer.parallel.base import COMPUTE_DTYPE, Base
+from trainer.parallel.exchange import Exchange
+from trainer.parallel.held import Layout
+from trainer.parallel.layers import prepare
+from trainer.parallel.mesh import EXPERTS, SHARD, Meshes
 
 
-class FSDP(Engine):
-    """``fully_shard`` on each layer and on the rest, over one mesh dimension of all ranks; gloo or nccl."""
+class FSDP(Base):
+    """``fully_shard`` on each layer and on the rest; gloo or nccl.
+
+    With expert parallelism each rank has only its stretch of a layer's experts as parameters, sharded over the
+    ranks that have the same stretch, and everything else is sharded over all ranks. Then all ranks must evaluate
+    batches of the same shape, where experts have a capacity.
+    """
 
     def __init__(self, config: TrainerConfig, device: torch.device, ranks_per_node: int = 1) -> None:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
-        self.device = device
+        self.parallel = config.parallel
+        self.meshes = Meshes.of(config.parallel, device, ranks_per_node)
         with torch.device("meta"):
-            self.model = Decoder(config.model)
-        _shard(self.model, config.parallel, config.train.precision, device)
-        self.model.to_empty(device=device)
-        self._initialise(config.model, config.train.seed)
-        self.optimizer = adamw(self.model.named_parameters(), config.optim)
-
-    def forward(self, batch: Batch) -> Output:
-        self.model.train()
-        return self._call(batch)
-
-    def evaluate(self, batch: Batch) -> Output:
-        with self._evaluating():
-            return self._call(batch._replace(key_B=None))
-
-    def logits(self, tokens_BS: Tensor) -> Tensor:
-        with self._evaluating():
-            found = self.model(tokens_BS).logits_BSV
-        assert found is not None
-        return found
+            model = Decoder(config.model)
+        if self.meshes.experts is not None:
+            _share_out(model, self.meshes.experts)
+        prepare(model, config.parallel)
+        _shard(model, config.parallel, config.train.precision, self.meshes)
+        super().__init__(model, config, device, self._layout)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        sharded = cast(FSDPModule, self.model)  # what fully_shard made of it
-        sharded.set_requires_gradient_sync(last)
-        sharded.set_is_last_backward(last)
-        loss.backward()
-
-    def norm(self) -> Tensor:
-        # On the local shards: a dispatch per DTensor costs more than the arithmetic of a small shard.
-        square = get_total_norm(self._gradients()).double().square()
-        dist.all_reduce(square)
-        return square.sqrt()
-
-    def update(self, lr: float, *, norm: float, max_norm: float) -> None:
-        if max_norm > 0 and norm > max_norm:
-            torch._foreach_mul_(self._gradients(), max_norm / (norm + 1e-6))  # pyright: ignore[reportPrivateImportUsage]
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def drop(self, *, overflow: bool) -> None:
-        self.optimizer.zero_grad()
-
-    def loss_scale(self) -> float | None:
-        return None
-
-    def rebalance(self, tokens_LE: Tensor) -> None:
-        self.model.rebalance(tokens_LE)
-
-    def values(self) -> dict[str, Any]:
-        return {}
+        root = cast(FSDPModule, self.model)  # what fully_shard made of it
+        every_pass = self.parallel.reduce_every_pass
+        root.set_requires_gradient_sync(last or every_pass)
+        root.set_requires_all_reduce(last)
+        root.set_is_last_backward(last)
+        # What stays gathered from forward to backward may as well stay for the step's next pass.
+        root.set_reshard_after_backward(last or self.parallel.sharding is not Sharding.grad_op)
+        super().backward(loss, last=last)
 
     def load_values(self, values: Mapping[str, Any]) -> None:
-        pass
+        super().load_values(values)
+        # Evaluation may have left parameters gathered, from before the shards were loaded into.
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
-    def _gradients(self) -> list[Tensor]:
-        return [_local(p.grad) for p in self.model.parameters() if p.grad is not None]
+    def _sum(self, square: Tensor) -> Tensor:
+        dist.all_reduce(square)
+        return square / self.meshes.copies
 
-    def _call(self, batch: Batch) -> Output:
-        return self.model(batch.tokens_BS, batch.targets_BS, documents_BS=batch.documents_BS, key_B=batch.key_B)
-
-    @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        self.model.eval()
-        with torch.no_grad():
-            yield
-        self.model.train()
-
-    def state(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, parameter in self.model.named_parameters():
-            found[f"model.{name}"] = parameter
-            for key, tensor in self.optimizer.state[parameter].items():
-                found[f"optimizer.{name}.{key}"] = tensor
-        for name, buffer in self.model.named_buffers():
-            found[f"model.{name}"] = buffer
-        return found
-
-    @torch.no_grad()
-    def _initialise(self, model: ModelConfig, seed: int) -> None:
-        for name, parameter in self.model.named_parameters():
-            assert isinstance(parameter, DTensor)
-            shape = tuple(parameter.shape)
-            size, start = compute_local_shape_and_global_offset(shape, parameter.device_mesh, parameter.placements)
-            begin = start_of(name, model)
-            values = initial(name, shape, begin=begin, seed=seed, start=tuple(start), size=tuple(size))
-            parameter.to_local().copy_(values)
+    def _layout(self, name: str, parameter: nn.Parameter) -> Layout:
+        assert isinstance(parameter, DTensor)
+        mesh, placements = parameter.device_mesh, tuple(parameter.placements)
+        if self.meshes.experts is None or ".experts." not in name:
+            return Layout(mesh, placements, tuple(parameter.shape))
+        own, *rest = parameter.shape
+        spread: tuple[Placement, ...] = (Replicate(), Shard(0), placements[-1])
+        return Layout(self.meshes.experts, spread, (own * self.parallel.expert_parallel, *rest))
 
 
-def _shard(decoder: Decoder, parallel: ParallelConfig, precision: Precision, device: torch.device) -> None:
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("dp",))
+def _share_out(decoder: Decoder, mesh: DeviceMesh) -> None:
+    """Leave this rank its experts only, and let rows travel."""
+    for experts in _experts(decoder):
+        for name, parameter in list(experts.named_parameters(recurse=False)):
+            own = parameter.shape[0] // mesh[EXPERTS].size()
+            setattr(experts, name, nn.Parameter(parameter.new_empty(own, *parameter.shape[1:])))
+        exchange = Exchange(experts.forward, experts.up_EDF.shape[0], mesh[EXPERTS].get_group())
+        experts.forward = exchange.__call__  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _shard(decoder: Decoder, parallel: ParallelConfig, precision: Precision, meshes: Meshes) -> None:
     # Inputs are not cast: the layers receive float32 angles beside activations that already have the right type.
-    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
-    if precision is Precision.bf16:
-        policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(COMPUTE_DTYPE[precision], torch.float32, cast_forward_inputs=False)
+    reshard = parallel.sharding is not Sharding.grad_op
     for layer in decoder.layers:
-        assert isinstance(layer, Layer)
-        if parallel.compile:
-            _compile(layer)
         fully_shard(
             layer,
-            mesh=mesh,
+            mesh=meshes.dense,
             mp_policy=policy,
-            reshard_after_forward=parallel.sharding is not Sharding.grad_op,
-            shard_placement_fn=_placement,
+            reshard_after_forward=reshard,
+            shard_placement_fn=_placements(layer, meshes),
         )
     # The root's own parameters, embedding and head, are needed first in backward: no use in freeing them.
-    fully_shard(decoder, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    fully_shard(decoder, mesh=meshes.dense, mp_policy=policy, reshard_after_forward=False)
     for module in decoder.modules():
         if isinstance(module, FSDPModule):
             # Plain sums over ranks. gloo has no premultiplied sum, which any other factor asks for, and on a
             # mesh of one rank a factor with forced sums would be applied twice.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+    if meshes.experts is not None:
+        # Where rows travel, the host waits for their numbers and cannot run ahead to gather what comes next.
+        for before, after in pairwise(cast(list[FSDPModule], list(decoder.layers))):
+            before.set_modules_to_forward_prefetch([after])
+            after.set_modules_to_backward_prefetch([before])
 
 
-def _placement(parameter: nn.Parameter) -> Shard | None:
+def _placements(layer: nn.Module, meshes: Meshes) -> Callable[[nn.Parameter], Shard | ShardPlacementResult | None]:
+    """How the parameters of a layer are split: experts that are shared out, over the ranks that hold the same ones.
+
+    These belong to the layer's own FSDP module rather than to one of their own, whose gathering would take place
+    in the middle of what is recomputed or compiled.
+    """
+    elsewhere: set[nn.Parameter] = set()
+    dense = meshes.dense[SHARD].size()
+    if meshes.experts is None:
+        return lambda parameter: _placement(parameter, dense)
+    assert isinstance(layer, Layer)
+    if layer.moe is not None:
+        elsewhere.update(layer.moe.experts.parameters())
+    mesh = meshes.of_an_expert()
+    info = FSDPMeshInfo(mesh, 0) if meshes.copies == 1 else HSDPMeshInfo(mesh, 1, 0)
+
+    def placement(parameter: nn.Parameter) -> Shard | ShardPlacementResult | None:
+        if parameter not in elsewhere:
+            return _placement(parameter, dense)
+        return ShardPlacementResult(_placement(parameter, mesh[SHARD].size()), info)
+
+    return placement
+
+
+def _placement(parameter: nn.Parameter, ranks: int) -> Shard | None:
     """Along which dimension a parameter is split; None: the first.
 
     8 stacked experts split along the first over 32 ranks would lie on 8 of these, with all of their optimizer
     state. They are split along the next dimension that all ranks share evenly, where there is one.
     """
-    ranks = dist.get_world_size()
     if parameter.ndim < 3 or parameter.shape[0] % ranks == 0:
         return None
     return next((Shard(dim) for dim in range(1, parameter.ndim) if parameter.shape[dim] % ranks == 0), None)
 
 
-def _compile(layer: Layer) -> None:
-    if layer.moe is not None:
-        # Left out: the compiler knows no grouped product in float32, and the loop's lengths change every time.
-        experts = layer.moe.experts
-        experts.forward = torch.compiler.disable(experts.forward)  # pyright: ignore[reportAttributeAccessIssue]
-    layer.compile()
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+def _experts(decoder: Decoder) -> list[Experts]:
+    return [layer.moe.experts for layer in decoder.layers if isinstance(layer, Layer) and layer.moe is not None]
