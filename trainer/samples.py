@@ -14,5 +14,7 @@ class Samples(NamedTuple):
 
     tokens: np.ndarray  # int64 [n, seq_len], the inputs
     targets: np.ndarray  # int64 [n, seq_len], the token that follows each input; IGNORED where none is to be learned
-    documents: np.ndarray | None  # int32 [n, seq_len], document of each position; None: all may see each other
+    # int32 [n, seq_len], number of each position's document in its sequence, rising from 0, padding counted as one
+    # more; None: all may see each other
+    documents: np.ndarray | None
     sources: np.ndarray  # int64 [n], number of the source that each sequence comes from

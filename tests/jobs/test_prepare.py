@@ -13,6 +13,7 @@ from hpc.compose import compose
 from hpc.errors import Failed, Refused
 from hpc.runs import Run
 from jobs.prepare import Prepare
+from trainer.config import DataConfig
 from trainer.data import TokenDataset
 
 TEXTS = Path(__file__).parents[1] / "trainer" / "data" / "texts"
@@ -56,7 +57,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str, world
 
 def test_it_makes_the_data_and_marks_the_run_finished(run: Run, tmp_path: Path) -> None:
     Prepare(run.folder)()
-    data = TokenDataset(tmp_path / "data" / "texts", 16, 0)
+    data = TokenDataset(DataConfig(path=str(tmp_path / "data" / "texts"), seq_len=16), seed=0, tokens=1)
     finished = json.loads(run.finished_file.read_text())
     assert finished["vocab_size"] == data.vocab_size == 400
     assert finished["train_tokens"] > 0

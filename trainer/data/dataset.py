@@ -3,137 +3,128 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
-from pathlib import Path
+import json
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.files import AGAIN, DataError
-from trainer.data.manifest import DATASET, Manifest, ShardEntry, SourceEntry
+from trainer.config import DataConfig
+from trainer.data import mixture
+from trainer.data.files import DataError
+from trainer.data.interleave import Interleave
 from trainer.data.order import shuffled
-from trainer.data.shards import Shard
+from trainer.data.sequences import Sequences
 from trainer.samples import Samples
 
-_OPEN_SHARDS = 256  # each open map costs a file descriptor, of which a process often has 1024
+ORDER = 2  # changes with what index gives which tokens, so that no run goes on in another order than it began
+_SCANNED = 1 << 16  # sequences whose padding is counted together
 
 
 class TokenDataset:
-    """Sequences cut from the token shards of a prepared folder, in an endless shuffled order.
+    """The endless series of a run's samples; the only state is the next index.
 
-    Each source's documents form one long row of tokens. Sample n of a source reads ``seq_len + 1`` tokens
-    from ``n * seq_len`` on, so that each token is predicted once an epoch and no sample mixes sources. Less
-    than ``seq_len`` tokens are left at the end of a source, and not read. The only state is the next index.
+    The mixture says which source stands at an index, and the draws of a source walk through its sequences in one
+    shuffled order after the other, so that each is seen once before any is seen again. In packing=stream less than
+    ``seq_len`` tokens are left at the end of a source, and not read. Without weights and temperature every sequence
+    of every source is seen once in the first ``sum(lengths)`` samples, once in the next so many, and so on.
 
     Attributes:
+        sources: names of the sources that are drawn from, by ``Samples.sources``.
+        lengths: int64 [sources], sequences of one epoch of each.
         vocab_size: token ids are below it.
-        samples_per_epoch: index // samples_per_epoch is the epoch; each has an order of its own.
-        sources: names of the sources that have at least one sample.
-        fingerprint: two datasets with the same one give the same tokens for every index.
+        every_token: every position of every sample is trained on.
+        fingerprint: two datasets with the same one give the same tokens for every index. It covers all that decides
+            on them, so that a run does not resume with another mixture or packing: what is to change along a run is
+            said by phases. ``train.tokens`` may change, unless that moves the beginning of a phase.
     """
 
-    every_token = True
-
-    def __init__(self, path: Path | str, seq_len: int, seed: int, split: str = "train") -> None:
-        """Open a folder that ``job=prepare`` wrote; shards are mapped when they are first read.
+    def __init__(self, data: DataConfig, *, seed: int, tokens: int, split: str = "train") -> None:
+        """Open a folder that ``job=prepare`` wrote.
 
         Args:
-            path: the folder.
-            seq_len: tokens that a sample predicts, at least 1.
             seed: of the order.
+            tokens: of the whole run, ``train.tokens``: phases end at shares of it.
             split: "train" or "validation".
 
         Raises:
-            DataError: if the folder is not whole, or too small for one sample.
+            DataError: if the folder is not whole, too small for one sample, or has no source of a given name.
         """
-        if seq_len < 1:
-            raise DataError(f"data.seq_len={seq_len}: must be at least 1")
-        self.path, self.seq_len, self.seed, self.split = Path(path), seq_len, seed, split
-        manifest = Manifest.read(self.path)
-        if split not in manifest.splits:
-            raise DataError(f"{path} has no split {split!r}, only {', '.join(sorted(manifest.splits))}")
-        manifest.check(self.path)
-        self.vocab_size = manifest.vocab_size
-        rows = {name: entry for name, entry in manifest.splits[split].items() if entry.tokens > seq_len}
-        if not rows:
-            most = max((entry.tokens for entry in manifest.splits[split].values()), default=0)
-            raise DataError(
-                f"data.seq_len={seq_len}: the largest source of split {split!r} in {path} has {most} tokens, "
-                "and must have more than data.seq_len"
-            )
-        self.sources = tuple(rows)
-        self._rows = [_Row(entry) for entry in rows.values()]
-        # The first sample of each source, and behind the last one their number.
-        self._first = np.cumsum([0] + [(row.tokens - 1) // seq_len for row in self._rows])
-        self.samples_per_epoch = int(self._first[-1])
-        identity = f"{manifest.fingerprint} {split} {seq_len} {seed}"
+        self._sequences = opened = Sequences(data, split, lambda sources: _chosen(data, sources))
+        self.sources, self.lengths = opened.sources, opened.lengths
+        self.vocab_size, self.every_token = opened.vocab_size, opened.every_token
+        self.seq_len = data.seq_len
+        if not self.sources:
+            raise DataError(f"{data.path}: the documents of split {split!r} are too short to learn from")
+        samples = dict(zip(self.sources, self.lengths.tolist(), strict=True))
+        parts = mixture.parts(data, samples=samples, tokens=opened.tokens, run=-(-tokens // data.seq_len))
+        if not all(part.weights for part in parts):
+            raise DataError(f"data.mixture: one phase draws only from sources of {data.path} without a full sequence")
+        self._interleave = Interleave(parts, self.sources, seed)
+        # By name, so that what one source gives does not depend on which others there are.
+        self._seeds = np.array([_key(seed, name) for name in self.sources], dtype=np.uint64)
+        plan = [[part.first, part.weights, part.epoch] for part in parts]
+        identity = json.dumps([ORDER, opened.identity, seed, plan])
         self.fingerprint = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
-        self._open: OrderedDict[str, Shard] = OrderedDict()
 
-    def tokens(self, index: int) -> np.ndarray:
-        """The sample at ``index`` >= 0: int64 [seq_len + 1], the inputs and, one further, the targets.
+    def batch(self, indices: npt.ArrayLike) -> Samples:
+        """The samples at n indices of at least 0.
 
         Raises:
             DataError: if a shard cannot be read or holds an id that the tokenizer does not know.
         """
-        return self._tokens([index])[0]
+        sources, numbers = self.locate(indices)
+        return self._sequences.read(sources, numbers)
 
-    def batch(self, indices: npt.ArrayLike) -> Samples:
-        """The samples at n indices."""
-        tokens = self._tokens(indices)
-        sources = np.array([self.sources.index(self.source(int(i))) for i in np.atleast_1d(np.asarray(indices))])
-        return Samples(tokens[:, :-1], tokens[:, 1:], None, sources)
+    def locate(self, indices: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """Which sequences the samples at n indices are: int64 [n] sources, int64 [n] numbers within them."""
+        sources, draws = self._interleave.locate(np.atleast_1d(np.asarray(indices, dtype=np.int64)))
+        return sources, shuffled(draws, self.lengths[sources], self._seeds[sources])
 
-    def _tokens(self, indices: npt.ArrayLike) -> np.ndarray:
-        order = shuffled(np.atleast_1d(np.asarray(indices, dtype=np.int64)), self.samples_per_epoch, self.seed)
-        out = np.empty((len(order), self.seq_len + 1), dtype=np.int64)
-        for to, sample in zip(out, order, strict=True):
-            row = int(np.searchsorted(self._first, sample, side="right")) - 1
-            self._read(self._rows[row], (int(sample) - int(self._first[row])) * self.seq_len, to)
-        return out
+    def drawn(self, first: int, last: int) -> np.ndarray:
+        """Samples of each source at the indices [first, last): int64 [sources], exact, in no time however many."""
+        return self._interleave.drawn(first, last)
 
-    def source(self, index: int) -> str:
-        """The name of the source that the sample at ``index`` comes from."""
-        sample = shuffled([index], self.samples_per_epoch, self.seed)[0]
-        return self.sources[int(np.searchsorted(self._first, sample, side="right")) - 1]
+    def epochs(self, first: int, last: int) -> np.ndarray:
+        """How often each source is read from end to end by the indices [first, last): float64 [sources]."""
+        return self.drawn(first, last) / self.lengths
 
-    def _read(self, row: _Row, start: int, out: np.ndarray) -> None:
-        """Fill ``out`` with the row's tokens from ``start`` on, over as many shards as that takes."""
-        done = 0
-        number = int(np.searchsorted(row.starts, start, side="right")) - 1
-        while done < len(out):
-            inside = start + done - int(row.starts[number])
-            part = self._shard(row.shards[number]).tokens[inside : inside + len(out) - done]
-            out[done : done + len(part)] = part
-            done += len(part)
-            number += 1
-        if out.max() >= self.vocab_size:
-            raise DataError(
-                f"{self.path / row.shards[number - 1].file} holds token id {out.max()}, and the tokenizer "
-                f"has {self.vocab_size} ids: the file is damaged. {AGAIN}"
-            )
+    def tokens(self, first: int, last: int) -> np.ndarray:
+        """Tokens of each source that the samples at the indices [first, last) read: int64 [sources], exact.
 
-    def _shard(self, entry: ShardEntry) -> Shard:
-        shard = self._open.get(entry.file)
-        if shard is None:
-            shard = Shard(self.path / entry.file)
-            if shard.header.digest.hex() != entry.digest or shard.header.largest >= self.vocab_size:
-                raise DataError(
-                    f"{shard.path} is not the shard that {DATASET} speaks of: it belongs to other data, with "
-                    f"ids up to {shard.header.largest} where the tokenizer has {self.vocab_size}. {AGAIN}"
-                )
-            self._open[entry.file] = shard
-            if len(self._open) > _OPEN_SHARDS:
-                self._open.popitem(last=False)
-        else:
-            self._open.move_to_end(entry.file)
-        return shard
+        Padding does not count. Where there is none, they are samples times ``seq_len``, and add up to the tokens
+        consumed; otherwise it takes time, some 0.1 s a million samples, for at most two epochs of each source.
+        """
+        begin, end = self.drawn(0, first), self.drawn(0, last)
+        counts = (end - begin) * self.seq_len
+        for source in range(len(self.sources)):
+            if not self._sequences.full(source):
+                counts[source] = self._read_tokens(source, int(begin[source]), int(end[source]))
+        return counts
+
+    def _read_tokens(self, source: int, begin: int, end: int) -> int:
+        """Tokens of the draws [begin, end) of a source: whole epochs are known, the rest is looked up."""
+        length = int(self.lengths[source])
+        first_whole, last_whole = -(-begin // length), end // length
+        if last_whole <= first_whole:
+            return self._looked_up(source, begin, end)
+        every = self._sequences.tokens_of(source, np.arange(length))
+        ends = self._looked_up(source, begin, first_whole * length) + self._looked_up(source, last_whole * length, end)
+        return ends + (last_whole - first_whole) * every
+
+    def _looked_up(self, source: int, begin: int, end: int) -> int:
+        total = 0
+        for low in range(begin, end, _SCANNED):
+            draws = np.arange(low, min(low + _SCANNED, end))
+            numbers = shuffled(draws, int(self.lengths[source]), self._seeds[source : source + 1])
+            total += self._sequences.tokens_of(source, numbers)
+        return total
 
 
-class _Row:
-    """The tokens of one source as one long row over its shards."""
+def _chosen(data: DataConfig, sources: dict[str, int]) -> list[str]:
+    if found := [str(problem) for problem in mixture.problems(sources, data)]:
+        raise DataError("\n".join(found))
+    return mixture.drawn_sources(data, sources)
 
-    def __init__(self, entry: SourceEntry) -> None:
-        self.shards = [shard for shard in entry.shards if shard.tokens]
-        self.starts = np.cumsum([0] + [shard.tokens for shard in self.shards])
-        self.tokens = int(self.starts[-1])
+
+def _key(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "little")

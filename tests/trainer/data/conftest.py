@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import folders
 import pytest
 
 from trainer.config import CorpusConfig, CorpusSource
-from trainer.data.manifest import Manifest, ShardEntry, SourceEntry
 from trainer.data.prepare import prepare
-from trainer.data.shards import ShardWriter
 from trainer.data.tokenizer import Tokenizer
 
 TEXTS = Path(__file__).parent / "texts"
@@ -45,27 +44,6 @@ def tokenizer(texts: dict[str, str]) -> Tokenizer:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, tokenizer: Tokenizer) -> Callable[..., Path]:
-    """Makes a data folder from documents of token ids: source -> shards -> documents."""
-
-    def make(sources: dict[str, list[list[list[int]]]], vocab_size: int = 400) -> Path:
-        path = tmp_path / "data"
-        (path / "train").mkdir(parents=True)
-        entries = {}
-        for source, shards in sources.items():
-            found = []
-            for number, documents in enumerate(shards):
-                file = f"train/{source}-{number:05d}.tokens"
-                with ShardWriter(path / file, vocab_size) as writer:
-                    for document in documents:
-                        writer.add(document)
-                    header = writer.close()
-                digest = header.digest.hex()
-                found.append(ShardEntry(file, header.file_bytes, header.tokens, header.documents, digest))
-            tokens, documents = sum(s.tokens for s in found), sum(s.documents for s in found)
-            entries[source] = SourceEntry(tokens, documents, found)
-        tokenizer.save(path / "tokenizer.json")
-        Manifest({}, "numbers", vocab_size, 0, tokenizer.digest(), {"train": entries}).write(path)
-        return path
-
-    return make
+def folder(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a data folder from token ids, see ``folders.write``."""
+    return lambda *splits, **more: folders.write(tmp_path / "data", *splits, **more)

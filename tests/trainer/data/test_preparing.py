@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import CorpusConfig
+from trainer.config import CorpusConfig, DataConfig
 from trainer.data import DataError, TokenDataset, Tokenizer
 from trainer.data import prepare as preparing
 from trainer.data.manifest import Manifest
@@ -31,6 +31,10 @@ def digests(folder: Path) -> dict[str, str]:
 
 def quiet(line: str) -> None:
     pass
+
+
+def dataset(path: Path) -> TokenDataset:
+    return TokenDataset(DataConfig(path=str(path), seq_len=16), seed=0, tokens=1)
 
 
 def test_all_documents_come_back_from_the_shards(prepared: Path, texts: dict[str, str]) -> None:
@@ -91,9 +95,9 @@ def test_big_sources_are_cut_into_shards_and_read_as_one(
     monkeypatch.setattr(preparing, "SHARD_TOKENS", 100)
     manifest = prepare(tmp_path / "many", replace(corpus, validation_share=0.0), tmp_path, quiet)
     assert len(manifest.splits["train"]["en"].shards) == 2
-    one, many = (TokenDataset(tmp_path / name, 16, 0) for name in ("one", "many"))
-    indices = range(2 * one.samples_per_epoch)
-    assert one.batch(indices).tolist() == many.batch(indices).tolist()
+    one, many = (dataset(tmp_path / name) for name in ("one", "many"))
+    indices = range(2 * int(one.lengths.sum()))
+    assert one.batch(indices).tokens.tolist() == many.batch(indices).tokens.tolist()
 
 
 def test_another_request_for_the_same_folder_is_refused(tmp_path: Path, corpus: CorpusConfig) -> None:
@@ -156,7 +160,7 @@ def test_killed_before_any_file_it_is_finished_by_the_next_call(tmp_path: Path, 
         child = start(DIES, str(path), corpus.files[0], str(left))
         assert child.wait(timeout=60) == -signal.SIGKILL
         with pytest.raises(DataError, match=r"did not finish|holds no prepared data"):
-            TokenDataset(path, 16, 0)
+            dataset(path)
         assert prepare(path, corpus, tmp_path, quiet).fingerprint == whole.fingerprint
         assert digests(path) == digests(tmp_path / "whole")  # leftovers are gone
 
