@@ -1,63 +1,74 @@
-"""Saving and loading the state of a run, all ranks together.
+"""The checkpoints of a run: saved while training goes on, loaded into any layout. All ranks together.
 
-A checkpoint holds tensors by names that no layout changes, so one written by any number of ranks loads into any
-other. ``trainer.checkpoint_folder`` says how it lies on disk. Saving is synchronous.
+A save holds training only while the state is copied into host memory; a thread of each rank writes it from there,
+and the threads agree among themselves that all is written before rank 0 marks the checkpoint complete. Tensors have
+names that no layout changes. ``trainer.staging`` says what a rank writes, ``trainer.checkpoint_folder`` how it lies
+on disk, ``trainer.writing`` and ``trainer.loading`` bring it there and back.
 """
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import logging
-import os
-import shutil
+import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from trainer import checkpoint_folder as disk
 from trainer import rng
+from trainer.agreement import Agreement
+from trainer.checkpoint_errors import CheckpointError, CheckpointMismatch
+from trainer.interval import Cost
+from trainer.loading import differences, listed, load, load_weights
 from trainer.record import Record
+from trainer.staging import Staged, lay_out
+from trainer.writing import RNG, Saving, Writer
 
-RNG = "rng.pt"
+__all__ = ["CheckpointError", "CheckpointMismatch", "Checkpoints", "Progress", "Resumable"]
 
-FULL = 2**23  # bytes free below which a failed save is put down to a full disk
+PATIENCE = timedelta(hours=1)  # of the ranks with the slowest writer among them
+LAST_WORDS = 60.0  # seconds that a process which must end gives a save in flight
+
 log = logging.getLogger(__name__)
-Result = TypeVar("Result")
-
-
-class CheckpointError(Exception):
-    """No checkpoint could be written or read; the message says why. Raised on all ranks alike."""
-
-
-class CheckpointMismatch(CheckpointError):
-    """The checkpoints belong to another model or other data than the configuration names."""
 
 
 @dataclass
 class Progress:
-    """Where training stands."""
+    """Where training stands. What data it has seen is {next_sample, skipped}, whatever the layout."""
 
     step: int = 0
     tokens: int = 0  # consumed since the first attempt
     next_sample: int = 0  # index of the first sample that no step has seen
     loss_first: float | None = None  # of the run's first step
     loss_last: float | None = None
+    skipped: list[list[int]] = field(default_factory=list)  # samples [first, last) left out on purpose
+    watch: dict[str, Any] = field(default_factory=dict)  # what trainer.guard remembers; JSON values
+
+
+class Resumable(Protocol):
+    """What a checkpoint is loaded into: an engine."""
+
+    def state(self) -> Mapping[str, Any]: ...
+
+    def load_values(self, values: Mapping[str, Any]) -> None: ...
 
 
 class Checkpoints:
-    """The checkpoints of one run. ``save`` and ``resume`` are collective.
+    """The checkpoints of one run. All methods but ``poll`` and ``close`` are collective; all are for one thread.
 
     Args:
         folder: where they lie; made if it is missing.
         identity: what must be the same for a checkpoint to be this run's: model, data, seed. JSON values.
         keep_latest: the newest checkpoints kept.
         keep_every: checkpoints whose step is a multiple of it are kept for good; 0: none.
+        background: write while training goes on.
     """
 
     def __init__(
@@ -67,41 +78,155 @@ class Checkpoints:
         identity: Mapping[str, Any],
         keep_latest: int,
         keep_every: int,
+        background: bool,
         device: torch.device,
         record: Record,
     ) -> None:
         self.folder = folder
         self.identity = dict(identity)
-        self.keep_latest = keep_latest
-        self.keep_every = keep_every
+        self.background = background
         self.device = device
         self.record = record
-        self.rank = dist.get_rank()
-        self.world_size = dist.get_world_size()
+        # A group of its own: training's collectives come in between at any moment.
+        self._agree = Agreement(dist.new_group(backend="gloo", timeout=PATIENCE), CheckpointError)
+        self._writer = Writer(folder, keep_latest, keep_every, self._agree, record)
+        self.rank = self._agree.rank
+        self.world_size = self._agree.world_size
+        self._staged: Staged | None = None
+        self._saving: Saving | None = None
+        self._cost: Cost | None = None
+        self._since: tuple[int, float] | None = None  # step and moment from which steps are timed
 
-    def save(self, state: Mapping[str, Tensor], progress: Progress) -> None:
-        """Write a checkpoint of ``progress.step``; returns when it is complete.
+    @property
+    def cost(self) -> Cost | None:
+        """What the newest save cost that ``save`` or ``wait`` found complete; the same on all ranks."""
+        return self._cost
+
+    # -- saving ----------------------------------------------------------------------------------------------
+
+    def save(self, state: Mapping[str, Any], values: Mapping[str, Any], progress: Progress) -> None:
+        """Save a checkpoint of ``progress.step``; waits for the one in flight first.
+
+        In the background this returns when everything is in host memory: training may change all that was handed
+        over. Otherwise when the checkpoint is complete.
+
+        Args:
+            state: tensors, and what stands for them; the same names and layout at every save.
+            values: state that is no tensor, as JSON values, the same on every rank.
 
         Raises:
-            CheckpointError: if any rank could not write; the checkpoints before are untouched.
+            CheckpointError: if this one, or the one in flight, could not be written on any rank; those before are
+                untouched.
         """
-        began = time.perf_counter()
+        self.wait()
         if self.rank == 0:
             self.record.event("checkpoint_begin", step=progress.step)
-        # Records of steps that a checkpoint covers are never made again, so they must be as safe as it is.
-        self.record.sync()
+        step_s = self._step_s(progress.step)
+        if self._staged is None:  # happens once, and says nothing of what the next save costs
+            self._staged = self._lay_out(state, progress.step)
+        saving = Saving(
+            step=progress.step,
+            content={
+                "progress": asdict(progress),
+                "values": copy.deepcopy(dict(values)),
+                "world_size": self.world_size,
+                "identity": self.identity,
+            },
+            rng=rng.get_state(self.device),
+            staged=self._staged,
+            began=time.perf_counter(),
+            step_s=step_s,
+        )
         try:
-            self._save(state, progress)
+            saving.staged.image.stage(state)
+        except Exception as error:  # the writers agree on it
+            saving.unstaged = error
+        if self.background:
+            saving.thread = threading.Thread(target=self._writer.write, args=(saving,), name="checkpoint", daemon=True)
+            saving.thread.start()
+        else:
+            self._writer.write(saving)
+        saving.blocked_s = time.perf_counter() - saving.began
+        self._saving = saving
+        self._since = (progress.step, time.perf_counter())
+        if not self.background:
+            self.wait()
+
+    def poll(self) -> str | None:
+        """Why the save in flight failed on this rank, or None. Takes no time; ``wait`` raises it on all ranks."""
+        saving = self._saving
+        if saving is None or (saving.thread is not None and saving.thread.is_alive()):
+            return None
+        self._tell(saving)
+        return saving.failure
+
+    def wait(self) -> None:
+        """Until the save in flight, if there is one, is complete.
+
+        Raises:
+            CheckpointError: if it failed on any rank.
+        """
+        saving = self._saving
+        if saving is None:
+            return
+        if saving.thread is not None:
+            saving.thread.join()
+        self._tell(saving)
+        self._saving = None
+        cost = Cost(saving.blocked_s, saving.complete_s, saving.cpu_s, saving.step_s)
+        failure, cost = self._agree.on_each_rank(
+            lambda: (saving.failure, cost), lambda each: (next(filter(None, (f for f, _ in each)), None), each[0][1])
+        )
+        if failure:
+            raise CheckpointError(failure)
+        self._cost = cost
+
+    def close(self) -> None:
+        """Give host memory back. A save in flight gets a minute to end: whoever wants it complete calls ``wait``."""
+        saving = self._saving
+        if saving is not None and saving.thread is not None:
+            saving.thread.join(LAST_WORDS)
+            if saving.thread.is_alive():
+                return
+            self._tell(saving)
+        if self._staged is not None:
+            self._staged.image.close()
+            self._staged = None
+
+    def _step_s(self, step: int) -> float:
+        """Seconds of a step since the save before, or since the start; 0 where none was made."""
+        if self._since is None or step <= self._since[0]:
+            return 0.0
+        return (time.perf_counter() - self._since[1]) / (step - self._since[0])
+
+    def _lay_out(self, state: Mapping[str, Any], step: int) -> Staged:
+        try:
+            return lay_out(state, self.device, self._agree)
         except CheckpointError as error:
             reason = str(error)
-            raise CheckpointError(self._on_rank_0(lambda: self._give_up(progress.step, reason))) from error
-        if self.rank == 0:
-            seconds = time.perf_counter() - began
-            self.record.event("checkpoint", step=progress.step, tokens=progress.tokens, seconds=seconds)
-            log.info("checkpoint of step %d written in %.2f s", progress.step, seconds)
+            failure = self._agree.on_rank_0(lambda: self._writer.give_up(step, reason))
+            if self.rank == 0:
+                self.record.event("checkpoint_failed", step=step, reason=failure)
+            raise CheckpointError(failure) from error
 
-    def resume(self, state: Mapping[str, Tensor], *, seed: int) -> Progress:
-        """Load the newest complete checkpoint into ``state``, in place; a fresh start where there is none.
+    def _tell(self, saving: Saving) -> None:
+        """Record how a save ended, once."""
+        if self.rank > 0 or saving.told:
+            return
+        saving.told = True
+        step = saving.step
+        if saving.failure is not None:
+            self.record.event("checkpoint_failed", step=step, reason=saving.failure)
+            return
+        seconds, blocked = saving.complete_s, saving.blocked_s
+        tokens = saving.content["progress"]["tokens"]
+        self.record.event("checkpoint", step=step, tokens=tokens, seconds=seconds, blocked_s=blocked)
+        log.info("checkpoint of step %d: complete after %.2f s, training waited %.2f s", step, seconds, blocked)
+
+    # -- loading ---------------------------------------------------------------------------------------------
+
+    def resume(self, engine: Resumable, *, seed: int) -> Progress:
+        """Load the newest complete checkpoint into ``engine``, in place; a fresh start where there is none.
 
         A checkpoint whose files are damaged, or that cannot be loaded, is passed over for the one before it.
 
@@ -111,95 +236,59 @@ class Checkpoints:
         Raises:
             CheckpointMismatch: if there are checkpoints, but of another model or other data.
             CheckpointError: if there are checkpoints, but none can be loaded. Training is never silently started
-                over.
+                over. Also if a save in flight failed.
         """
+        self.wait()
+        progress = self._resume(engine, seed)
+        self._since = (progress.step, time.perf_counter())
+        return progress
+
+    def _resume(self, engine: Resumable, seed: int) -> Progress:
         passed_over: list[tuple[int, str]] = []
-        for step, marker in reversed(self._on_rank_0(self._tidy_and_list)):
-            reason = self._load(step, marker, state) if marker else f"{disk.COMPLETE} cannot be read"
+        for step, marker in reversed(self._agree.on_rank_0(self._tidy_and_list)):
+            reason = self._load(step, marker, engine.state()) if marker else disk.UNREADABLE
             if marker and reason is None:
-                self._on_rank_0(lambda: [self._pass_over(*each) for each in passed_over])
+                engine.load_values(marker["values"])
+                self._agree.on_rank_0(lambda: [self._pass_over(*each) for each in passed_over])
                 self._restore_rng(step, marker["world_size"], seed)
                 return self._resumed(marker)
             passed_over.append((step, str(reason)))
         if passed_over:
+            reasons = listed(passed_over)
             raise CheckpointError(
-                f"none of the checkpoints in {self.folder} can be loaded: "
-                + "; ".join(f"step {step}: {reason}" for step, reason in passed_over)
-                + ". To start over, move that folder away"
+                f"none of the checkpoints in {self.folder} can be loaded: {reasons}. "
+                "To start over, move that folder away"
             )
         rng.seed(seed, self.rank)
         return Progress()
 
-    # -- writing ---------------------------------------------------------------------------------------------
+    def warm_start(self, path: str | Path, state: Mapping[str, Any]) -> None:
+        """Load only the model's parameters and buffers, from the newest checkpoint of another run that is whole.
 
-    def _save(self, state: Mapping[str, Tensor], progress: Progress) -> None:
-        temporary = self._on_rank_0(lambda: disk.make_temporary(self.folder, progress.step))
-        states = self._gather(rng.get_state(self.device))
-        parts = self._on_each_rank(lambda: self._write(temporary, state, states))
-        marker = {
-            "progress": asdict(progress),
-            "world_size": self.world_size,
-            "identity": self.identity,
-            "files": {name: recorded for part in parts for name, recorded in part.items()},
-        }
-        self._on_rank_0(lambda: self._commit(temporary, progress.step, marker))
+        Args:
+            path: that run's folder, its folder of checkpoints, or one checkpoint.
 
-    def _write(self, temporary: Path, state: Mapping[str, Tensor], states: list[Any]) -> dict[str, list[int | str]]:
-        """Write and sync this rank's files; their sizes and checksums by name."""
-        from torch.distributed.checkpoint.filesystem import FileSystemWriter
-        from torch.distributed.checkpoint.state_dict_saver import save
-
-        writer = FileSystemWriter(temporary, single_file_per_rank=True, sync_files=True, thread_count=1)
-        save(dict(state), storage_writer=writer)
-        names = [path.name for path in temporary.glob(f"__{self.rank}_*.distcp")]
+        Raises:
+            CheckpointMismatch: if there is none, or the model is another.
+            CheckpointError: if none can be loaded.
+        """
+        folder, step = load_weights(Path(path), state, self.identity.get("model", {}), self._agree)
         if self.rank == 0:
-            with (temporary / RNG).open("wb") as file:
-                torch.save(states, file)
-                file.flush()
-                os.fsync(file.fileno())
-            names += [".metadata", RNG]
-        disk.sync_folder(temporary)
-        return {name: disk.describe(temporary / name) for name in names}
-
-    def _give_up(self, step: int, reason: str) -> str:
-        """Clear away what was written of a checkpoint; what to tell a person."""
-        free = shutil.disk_usage(self.folder).free
-        if free < FULL:  # torch's writer only says that a position in its file is not the expected one
-            reason = f"the disk is full ({free / 2**20:.0f} MiB free): {reason}"
-        self.record.event("checkpoint_failed", step=step, reason=reason)
-        with contextlib.suppress(OSError):
-            disk.remove_leftovers(self.folder)  # a full disk needs the room
-        standing = _standing(self.folder)
-        return f"the checkpoint of step {step} could not be written to {self.folder}: {reason}. {standing}"
-
-    def _commit(self, temporary: Path, step: int, marker: Mapping[str, Any]) -> None:
-        disk.commit(self.folder, temporary, step, marker)
-        try:
-            disk.purge(self.folder, self.keep_latest, self.keep_every)
-        except OSError as error:  # the checkpoint stands; what is too much is tried again after the next one
-            log.warning("old checkpoints in %s could not be removed: %s", self.folder, error)
-
-    # -- reading ---------------------------------------------------------------------------------------------
+            self.record.event("warm_start", step=0, folder=str(folder), of_step=step)
+            log.info("weights of step %d in %s", step, folder)
 
     def _tidy_and_list(self) -> list[tuple[int, dict[str, Any] | None]]:
         self.folder.mkdir(parents=True, exist_ok=True)
         disk.remove_leftovers(self.folder)
         return [(step, disk.read_marker(self.folder, step)) for step in disk.complete_steps(self.folder)]
 
-    def _load(self, step: int, marker: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | None:
+    def _load(self, step: int, marker: Mapping[str, Any], state: Mapping[str, Any]) -> str | None:
         """Load one checkpoint; why that cannot be done, or None. The same on all ranks."""
-        if differences := sorted(_differences(marker["identity"], self.identity)):
+        if different := differences(marker["identity"], self.identity):
             raise CheckpointMismatch(
-                f"the checkpoint of step {step} in {self.folder} belongs to another model or other data: "
-                + "; ".join(differences)
+                f"the checkpoint of step {step} in {self.folder} belongs to another model or other data: {different}"
             )
-        path = disk.step_folder(self.folder, step)
-        mine = sorted(marker["files"].items())[self.rank :: self.world_size]
-        damages = [damage for name, recorded in mine if (damage := disk.damage(path / name, recorded))]
-        found = self._gather("; ".join(damages))
-        if any(found):
-            return "; ".join(damage for damage in found if damage)
-        return next(filter(None, self._gather(_failure(lambda: _load_tensors(path, state)))), None)
+        return load(disk.step_folder(self.folder, step), marker["files"], state, self._agree)
 
     def _pass_over(self, step: int, reason: str) -> None:
         disk.mark_corrupt(self.folder, step)
@@ -227,76 +316,3 @@ class Checkpoints:
             )
             log.info("resumed from the checkpoint of step %d", progress.step)
         return progress
-
-    # -- agreeing --------------------------------------------------------------------------------------------
-
-    def _gather(self, value: Result) -> list[Result]:
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
-        return values
-
-    def _on_each_rank(self, work: Callable[[], Result]) -> list[Result]:
-        """The results of all ranks, on each; if any rank fails, all raise."""
-        results: list[Result] = []
-        failure = _failure(lambda: results.append(work()))
-        gathered = self._gather((failure, results))
-        failures = [f"rank {rank}: {failure}" for rank, (failure, _) in enumerate(gathered) if failure]
-        if failures:
-            raise CheckpointError("; ".join(failures))
-        return [result for _, (result,) in gathered]
-
-    def _on_rank_0(self, work: Callable[[], Result]) -> Result:
-        """The result of rank 0, on every rank; if it fails, all raise."""
-        results: list[Result] = []
-        failure = _failure(lambda: results.append(work())) if self.rank == 0 else None
-        shared: list[Any] = [(failure, results)]
-        dist.broadcast_object_list(shared)
-        failure, results = shared[0]
-        if failure:
-            raise CheckpointError(failure)
-        return results[0]
-
-
-def _standing(folder: Path) -> str:
-    try:
-        complete = disk.complete_steps(folder)
-    except OSError:
-        complete = []
-    return f"The newest complete one is of step {complete[-1]}" if complete else "There is no complete one"
-
-
-def _failure(work: Callable[[], Any]) -> str | None:
-    """Do it; what went wrong in one line, or None."""
-    from torch.distributed.checkpoint.api import CheckpointException  # derives from BaseException
-
-    try:
-        work()
-    except CheckpointException as error:
-        return "; ".join(sorted({_line(cause) for cause, _ in error.failures.values()}))
-    except Exception as error:
-        return _line(error)
-    return None
-
-
-def _line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def _load_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-    from torch.distributed.checkpoint.state_dict_loader import load
-
-    load(dict(state), storage_reader=FileSystemReader(path))
-
-
-def _differences(saved: Mapping[str, Any], mine: Mapping[str, Any], prefix: str = "") -> set[str]:
-    found: set[str] = set()
-    for key in {*saved, *mine}:
-        before, now = saved.get(key), mine.get(key)
-        if isinstance(before, Mapping) and isinstance(now, Mapping):
-            found |= _differences(before, now, f"{prefix}{key}.")
-        elif before != now:
-            found.add(f"{prefix}{key} is {now}, was {before}")
-    return found

@@ -10,10 +10,15 @@ checkpoints/
 
 A writer fills the temporary folder, renames it, syncs its parent and writes COMPLETE. Whatever moment it dies at,
 the checkpoint before stays. One attempt at a time writes to a folder: whoever starts attempts sees to that.
+
+Checksums are XXH3 of 128 bits: as fast as memory, where those meant for signatures would take longer than the disk,
+and what they are to find is damage, not forgery.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -24,9 +29,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+CHECKPOINTS = "checkpoints"  # the folder in a run's
 COMPLETE = "COMPLETE"
 CORRUPT = "CORRUPT"
-FORMAT = 1  # of COMPLETE; raised when an old reader would misread it
+UNREADABLE = f"{COMPLETE} cannot be read"
+FORMAT = 2  # of COMPLETE; raised when an old reader would misread it
+
+BLOCK = 4096  # bytes; what is written past the page cache begins and ends at multiples of it
+CHUNK = 16 << 20  # bytes written at a time
 
 _STEP = re.compile(r"step-(\d+)")
 _TEMPORARY = re.compile(r"\.step-\d+\.tmp-[0-9a-f]+")
@@ -114,11 +124,76 @@ def remove(path: Path) -> None:
     shutil.rmtree(path)
 
 
+def write(path: Path, content: memoryview) -> list[int | str]:
+    """Write and sync a file of which every byte lies in memory; what ``describe`` would say of it.
+
+    Written past the page cache where the file system can: a copy of each byte would take time from whoever computes
+    beside it, and memory from what is read again.
+
+    Args:
+        content: begins at a multiple of BLOCK in memory, and has a multiple of BLOCK bytes.
+    """
+    from xxhash import xxh3_128
+
+    checksum = xxh3_128()
+    handle = _open(path)
+    try:
+        for begin in range(0, len(content), CHUNK):
+            part = content[begin : begin + CHUNK]
+            checksum.update(part)
+            _write_all(handle, part, begin)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    return [len(content), checksum.hexdigest()]
+
+
+def _open(path: Path) -> int:
+    """A new file, past the page cache where the file system knows that."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | os.O_DIRECT, 0o666)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.open(path, flags, 0o666)
+
+
+def _write_all(handle: int, content: memoryview, begin: int) -> None:
+    while content:
+        try:
+            count = os.pwrite(handle, content, begin)
+        except OSError as error:
+            flags = fcntl.fcntl(handle, fcntl.F_GETFL)
+            if error.errno != errno.EINVAL or not flags & os.O_DIRECT:
+                raise
+            # A file system that wants larger blocks, or one that took part of a block and is full.
+            fcntl.fcntl(handle, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        else:
+            content, begin = content[count:], begin + count
+
+
+def write_small(path: Path, content: bytes) -> list[int | str]:
+    """As ``write``, for a few bytes from anywhere in memory."""
+    from xxhash import xxh3_128
+
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return [len(content), xxh3_128(content).hexdigest()]
+
+
 def describe(path: Path) -> list[int | str]:
     """Size in bytes and checksum of a file, as COMPLETE records them."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
-        return [file.tell(), digest.hexdigest()]
+    from xxhash import xxh3_128
+
+    checksum = xxh3_128()
+    buffer = memoryview(bytearray(CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            checksum.update(buffer[:count])
+        return [file.tell(), checksum.hexdigest()]
 
 
 def damage(path: Path, recorded: list[int | str]) -> str | None:
@@ -143,6 +218,27 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def candidates(path: Path) -> tuple[Path, list[int]]:
+    """Where a person's path to weights leads: the folder of checkpoints and the complete steps in it, newest first.
+
+    Args:
+        path: one checkpoint, a folder of checkpoints, or a run's folder, which has one of that name.
+
+    Raises:
+        FileNotFoundError: if there is no complete checkpoint; the message says what is there instead.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError("there is no such folder")
+    if match := _STEP.fullmatch(path.name):
+        if not (path / COMPLETE).exists():
+            raise FileNotFoundError(f"this checkpoint is not complete: it has no {COMPLETE}")
+        return path.parent, [int(match[1])]
+    folder = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
+    if steps := complete_steps(folder):
+        return folder, steps[::-1]
+    raise FileNotFoundError(f"there is no complete checkpoint in {folder}")
 
 
 def _steps(folder: Path) -> list[int]:

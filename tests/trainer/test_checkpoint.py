@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,30 @@ from trainer.train import identity
 
 
 def checkpoints(folder: Path, memory: tiny.Memory, **fields: Any) -> Checkpoints:
-    given = {"identity": {"model": {"layers": 2}, "seed": 5}, "keep_latest": 2, "keep_every": 0}
+    given = {"identity": {"model": {"layers": 2}, "seed": 5}, "keep_latest": 2, "keep_every": 0, "background": True}
     return Checkpoints(folder, **{**given, **fields}, device=tiny.CPU, record=memory)
 
 
-def state(value: float) -> dict[str, torch.Tensor]:
-    return {"weight": torch.full((300,), value), "step": torch.tensor(value)}
+class Values:
+    """What is saved and loaded in place of an engine: a tensor, a number and a value, all the same number."""
+
+    def __init__(self, value: float) -> None:
+        self.tensors = {"weight": torch.full((300,), value), "step": torch.tensor(value)}
+        self.value = value
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return self.tensors
+
+    def load_values(self, values: Mapping[str, Any]) -> None:
+        self.value = values["value"]
+
+    def save(self, saved: Checkpoints, wait: bool = True) -> None:
+        saved.save(self.tensors, {"value": self.value}, Progress(step=int(self.value)))
+        if wait:
+            saved.wait()
+
+    def are(self, value: float) -> bool:
+        return self.value == value and all(bool(tensor.eq(value).all()) for tensor in self.tensors.values())
 
 
 class Death(BaseException):
@@ -60,33 +78,35 @@ class Reaper:
             raise Death
 
 
-def die_between_any_two_operations(folder: Path) -> list[tuple[int, list[str]]]:
+def die_between_any_two_operations(folder: Path, background: bool) -> list[tuple[int, list[str]]]:
     """On a rank: (step that a resume finds, folders left) for a save that dies at its 0th, 1st, 2nd ... operation."""
     reaper = Reaper()
     base = folder / "base"
-    checkpoints(base, tiny.Memory()).save(state(1.0), Progress(step=1))
-    checkpoints(base, tiny.Memory()).save(state(2.0), Progress(step=2))
+    for value in (1.0, 2.0):
+        Values(value).save(checkpoints(base, tiny.Memory()))
     found = []
     for operations in range(1000):
         here = folder / f"dead-{operations}"
         shutil.copytree(base, here)
+        saved = checkpoints(here, tiny.Memory(), background=background)
         reaper.arm(here, operations)
         try:
-            checkpoints(here, tiny.Memory()).save(state(3.0), Progress(step=3))
+            Values(3.0).save(saved)
         except BaseException as error:
             assert reaper.left is not None and reaper.left < 0, error
         died = reaper.disarm()
-        loaded = state(0.0)
+        loaded = Values(0.0)
         progress = checkpoints(here, tiny.Memory()).resume(loaded, seed=0)
-        assert loaded["weight"].eq(progress.step).all() and loaded["step"] == progress.step
+        assert loaded.are(progress.step)
         found.append((progress.step, sorted(path.name for path in here.iterdir())))
         if not died:
             return found
     raise AssertionError("the save never came to its end")
 
 
-def test_a_writer_may_die_between_any_two_operations(ranks: Ranks, tmp_path: Path) -> None:
-    (found,) = ranks.run(die_between_any_two_operations, tmp_path, world_size=1)
+@pytest.mark.parametrize("background", [True, False])
+def test_a_writer_may_die_between_any_two_operations(ranks: Ranks, tmp_path: Path, background: bool) -> None:
+    (found,) = ranks.run(die_between_any_two_operations, tmp_path, background, world_size=1)
     steps = [step for step, _ in found]
     assert len(steps) > 10
     # The new checkpoint exists from one operation on, and until then the one before is whole.
@@ -178,7 +198,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(
 
 def resume_message(folder: Path, fields: dict[str, Any]) -> str:
     try:
-        checkpoints(folder, tiny.Memory(), **fields).resume(state(0.0), seed=0)
+        checkpoints(folder, tiny.Memory(), **fields).resume(Values(0.0), seed=0)
     except CheckpointError as error:
         return str(error)
     return ""
@@ -187,7 +207,7 @@ def resume_message(folder: Path, fields: dict[str, Any]) -> str:
 def save(folder: Path, *steps: int) -> list[str]:
     memory = tiny.Memory()
     for step in steps:
-        checkpoints(folder, memory).save(state(float(step)), Progress(step=step))
+        Values(step).save(checkpoints(folder, memory))
     return memory.kinds()
 
 
@@ -237,7 +257,7 @@ def save_failing_on_rank_1(folder: Path) -> tuple[str, list[str]]:
 
         os.fsync = full
     try:
-        checkpoints(folder, memory).save(state(2.0), Progress(step=2))
+        Values(2.0).save(checkpoints(folder, memory))
     except CheckpointError as error:
         return str(error), memory.kinds()
     finally:
@@ -268,7 +288,7 @@ def save_failing_at_the_marker(folder: Path) -> str:
     full = Full()
     sys.addaudithook(full.see)
     try:
-        checkpoints(folder, tiny.Memory()).save(state(2.0), Progress(step=2))
+        Values(2.0).save(checkpoints(folder, tiny.Memory()))
     except CheckpointError as error:
         return str(error)
     finally:
@@ -294,11 +314,14 @@ def draws(folder: Path, resume: bool) -> list[float]:
 
     saved = checkpoints(folder, tiny.Memory())
     if resume:
-        saved.resume(state(0.0), seed=9)
+        saved.resume(Values(0.0), seed=9)
     else:
         rng.seed(9, saved.rank)
         _ = (torch.rand(3), np.random.rand(), random.random())
-        saved.save(state(1.0), Progress(step=1))
+        Values(1.0).save(saved, wait=False)
+        drawn = [torch.rand(()).item(), np.random.rand(), random.random()]
+        saved.wait()
+        return drawn
     return [torch.rand(()).item(), np.random.rand(), random.random()]
 
 
@@ -330,9 +353,11 @@ def saved_and_loaded_differ(config: TrainerConfig, folder: Path) -> list[str]:
             else:
                 value.to_local().normal_()  # type: ignore[attr-defined]
     before = local(engine)
-    checkpoints(folder, tiny.Memory()).save(engine.state(), Progress(step=1))
+    saved = checkpoints(folder, tiny.Memory())
+    saved.save(engine.state(), engine.values(), Progress(step=1))
+    saved.wait()
     config.train.seed += 1
     fresh = parallel.build(config, tiny.CPU)
-    checkpoints(folder, tiny.Memory()).resume(fresh.state(), seed=0)
+    checkpoints(folder, tiny.Memory()).resume(fresh, seed=0)
     after = local(fresh)
     return [name for name in before if not before[name].equal(after[name])]

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import mmap
+import os
+import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -106,3 +113,80 @@ def test_damage_names_the_file_and_what_is_wrong(tmp_path: Path) -> None:
     assert disk.damage(file, recorded) == "part does not have its checksum"
     file.unlink()
     assert disk.damage(file, recorded) == "part: No such file or directory"
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 4096, 4097])
+def test_what_is_written_is_described_as_it_is(tmp_path: Path, blocks: int) -> None:
+    content = memory(blocks)
+    recorded = disk.write(tmp_path / "file", content)
+    assert (tmp_path / "file").read_bytes() == content
+    assert recorded == disk.describe(tmp_path / "file")
+    assert disk.write_small(tmp_path / "small", bytes(content)) == recorded
+
+
+def memory(blocks: int) -> memoryview:
+    found = mmap.mmap(-1, blocks * disk.BLOCK)
+    found[:] = random.Random(0).randbytes(len(found))
+    return memoryview(found)
+
+
+def refuse_to_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def opened(path: Any, flags: int, mode: int = 0o777, **fields: Any) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return real(path, flags, mode, **fields)
+
+    monkeypatch.setattr(os, "open", opened)
+
+
+def refuse_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pwrite
+
+    def written(handle: int, content: memoryview, begin: int) -> int:
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return real(handle, content, begin)
+
+    monkeypatch.setattr(os, "pwrite", written)
+
+
+def write_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda handle, content, begin: real(handle, content[:1000], begin))
+
+
+@pytest.mark.parametrize("whim", [refuse_to_open, refuse_to_write, write_in_parts])
+def test_file_systems_that_refuse_direct_writes_or_take_parts_get_all_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whim: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    content = memory(17)
+    with monkeypatch.context() as patched:
+        whim(patched)
+        recorded = disk.write(tmp_path / "file", content)
+    assert (tmp_path / "file").read_bytes() == content
+    assert recorded == disk.describe(tmp_path / "file")
+
+
+def test_a_full_disk_is_said_to_be_full() -> None:
+    with pytest.raises(OSError, match="No space left on device"):
+        disk.write(Path("/dev/full"), memory(1))
+
+
+def test_a_path_to_weights_is_a_run_its_checkpoints_or_one_of_them(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for step in (5, 10):
+        place(checkpoints, step)
+    place(checkpoints, 15, None)
+    assert disk.candidates(tmp_path / "run") == (checkpoints, [10, 5])
+    assert disk.candidates(checkpoints) == (checkpoints, [10, 5])
+    assert disk.candidates(checkpoints / "step-5") == (checkpoints, [5])
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    for path, why in (
+        (tmp_path / "nowhere", "there is no such folder"),
+        (tmp_path / "empty", "there is no complete checkpoint in"),
+        (checkpoints / "step-15", "is not complete"),
+    ):
+        with pytest.raises(FileNotFoundError, match=why):
+            disk.candidates(path)
