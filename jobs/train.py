@@ -22,7 +22,7 @@ from trainer.problems import problems
 
 # torch is imported inside functions: the stop handlers must be in place before the seconds that it takes.
 if TYPE_CHECKING:
-    from trainer.data import TokenDataset
+    from trainer.data import TokenDataset, ValidationSet
     from trainer.parallel import Engine
     from trainer.train import Outcome
 
@@ -58,18 +58,19 @@ class Train:
             attempt=attempt.number,
         )
         try:
-            self._train(config, attempt, record, granted=_gpus_granted(whole, attempt))
+            self._train(config, attempt, record, whole=whole)
         finally:
             record.close()
 
-    def _train(self, config: TrainerConfig, attempt: Attempt, record: Recorder, *, granted: bool) -> None:
-        dataset = _dataset(config)
+    def _train(self, config: TrainerConfig, attempt: Attempt, record: Recorder, *, whole: Config) -> None:
+        dataset, validation = _dataset(config), _validation(config)
         with _quick_start():
-            engine = _build(config, attempt, record, granted=granted)
+            engine = _build(config, attempt, record, granted=_gpus_granted(whole, attempt))
         from trainer.checkpoint import CheckpointError, CheckpointMismatch
         from trainer.data import DataError
         from trainer.distributed import leave
-        from trainer.train import NonFiniteError, train
+        from trainer.guard import FailedTraining
+        from trainer.train import train
 
         try:
             outcome = train(
@@ -79,10 +80,13 @@ class Train:
                 checkpoints=self.run.checkpoints,
                 stop=attempt.stop,
                 record=record,
+                validation=validation,
+                folder=attempt.folder,
+                peak_flops=_peak_flops(whole, engine),
             )
         except CheckpointMismatch as error:
             raise Refused(str(error)) from error
-        except (CheckpointError, NonFiniteError, DataError) as error:
+        except (CheckpointError, FailedTraining, DataError) as error:
             raise Failed(str(error)) from error
         if outcome.kind == "finished":
             self._finish(config, engine, outcome, record)
@@ -115,7 +119,7 @@ class Train:
 def _build(config: TrainerConfig, attempt: Attempt, record: Recorder, *, granted: bool) -> Engine:
     """Import torch, join the other ranks, and lay the model in its initial state over them."""
     began = time.perf_counter()
-    from trainer import distributed, parallel
+    from trainer import distributed, parallel, postmortem
 
     distributed.set_deterministic(config.train.deterministic)
     try:
@@ -126,6 +130,8 @@ def _build(config: TrainerConfig, attempt: Attempt, record: Recorder, *, granted
         raise Failed(f"node {attempt.node}: {error}") from None
     distributed.set_threads(config.parallel.threads, attempt.ranks_per_node)
     parallel.load(config)
+    postmortem.flight_recorder(attempt.folder)
+    postmortem.record_memory(device)
     imported = time.perf_counter()
     distributed.join(
         rank=attempt.rank,
@@ -148,11 +154,18 @@ def _gpus_granted(whole: Config, attempt: Attempt) -> bool:
     return asked and not attempt.emulated
 
 
+def _peak_flops(whole: Config, engine: Engine) -> float | None:
+    """Of all GPUs that compute, FLOP/s; None on CPUs, and where the cluster's description does not say."""
+    if engine.device.type != "cuda":
+        return None
+    return resolve(whole).node.gpu_peak_tflops * 1e12 * engine.world_size or None
+
+
 def _dataset(config: TrainerConfig) -> TokenDataset:
     from trainer.data import DataError, TokenDataset
 
     try:
-        dataset = TokenDataset(Path(config.data.path), config.data.seq_len, config.train.seed)
+        dataset = TokenDataset(config.data, seed=config.train.seed, tokens=config.train.tokens)
     except DataError as error:
         raise Refused(str(error)) from error
     if dataset.vocab_size > config.model.vocab_size:
@@ -161,6 +174,17 @@ def _dataset(config: TrainerConfig) -> TokenDataset:
             f"{dataset.vocab_size} token ids. Try: model.vocab_size={dataset.vocab_size}"
         )
     return dataset
+
+
+def _validation(config: TrainerConfig) -> ValidationSet | None:
+    from trainer.data import DataError, ValidationSet
+
+    if not config.train.evaluate.every_steps:
+        return None
+    try:
+        return ValidationSet(config.data, config.train.evaluate.samples)
+    except DataError as error:
+        raise Refused(str(error)) from error
 
 
 def _sample(config: TrainerConfig, engine: Engine) -> str | None:

@@ -155,6 +155,9 @@ class Attempt:
             step = record.get("step")
             if record.get("event") == "resumed" and type(step) is int and not self.stretches[-1].steps:
                 self.stretches[-1].resumed_from = step
+            back = record.get("to_step")
+            if record.get("event") == "rewound" and type(back) is int and back in _INT64:
+                self.stretches.append(Stretch(self.number, resumed_from=back))
         elif kind == "header":
             self.header = record
         elif kind == "dropped":

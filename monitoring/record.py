@@ -18,9 +18,12 @@ when the record was made, unix seconds; a clock may jump, so order is by ``seq``
 - ``step``: one optimizer step, rank 0 only. ``step``, ``tokens`` (consumed since the first attempt), metrics.
 - ``rank``: a summary of one rank. ``step``, ``step_s`` (seconds of a step), metrics.
 - ``experts``: ``step``, ``layer``, ``first``, ``load``: tokens routed to the layer's experts ``first``,
-  ``first + 1`` ... as integers. A layer of more than 256 experts takes several lines.
+  ``first + 1`` ... as integers. A layer of more than 256 experts takes several lines. The line with ``first`` 0
+  may also have ``entropy``, a metric: the mean entropy of the layer's router, natural logarithm; and
+  ``dropped``, an integer: rows sent to the layer's experts beyond their capacity.
 - ``event``: something happened. ``event`` names it, the other fields say what. Known to readers: ``resumed``
-  with ``step``, the checkpoint's step from which this attempt goes on.
+  with ``step``, the checkpoint's step from which this attempt goes on; ``rewound`` with ``to_step``, the step
+  from which it goes on once more, having gone back by itself.
 - ``dropped``: records were lost because they could not be written. ``count``, ``error``.
 
 Metrics are floats and stand beside the other fields; those names win over a metric of the same name. A metric
@@ -121,10 +124,15 @@ def encode(seq: int, t: float, kind: str, fields: Mapping[str, Any]) -> list[byt
     if kind == "experts":
         found: list[bytes] = []
         for layer, load in fields["layers"].items():
+            more = {}
+            if layer in (entropy := fields.get("entropy") or {}):
+                more["entropy"] = number(entropy[layer])
+            if layer in (dropped := fields.get("dropped") or {}):
+                more["dropped"] = int(dropped[layer])
             for first in range(0, len(load), EXPERTS_PER_LINE):
                 part = [int(count) for count in load[first : first + EXPERTS_PER_LINE]]
                 fixed = {"step": int(fields["step"]), "layer": int(layer), "first": first, "load": part}
-                found += lines(seq + len(found), t, kind, fixed, {})
+                found += lines(seq + len(found), t, kind, fixed if first else fixed | more, {})
         return found
     if kind == "event":
         return list(lines(seq, t, kind, {"event": str(fields["event"])[: LINE // 32]}, _plain(fields["fields"])))
@@ -323,11 +331,24 @@ class Recorder:
         """A summary of this rank at ``step``; ``step_s`` is in seconds."""
         self._hand_over(self._records, "rank", {"step": step, "step_s": step_s, **metrics})
 
-    def experts(self, *, step: int, layers: Mapping[int, Sequence[int]]) -> None:
-        """Tokens routed to each expert, by layer; rank 0 only."""
+    def experts(
+        self,
+        *,
+        step: int,
+        layers: Mapping[int, Sequence[int]],
+        entropy: Mapping[int, float] | None = None,
+        dropped: Mapping[int, int] | None = None,
+    ) -> None:
+        """Tokens routed to each expert, by layer; rank 0 only.
+
+        Args:
+            entropy: of the router, by layer, mean over tokens, natural logarithm.
+            dropped: rows beyond the capacity of their expert, by layer.
+        """
         if self._experts is None:
             self._experts = _File(layout.experts_records(self._folder), self._header)
-        self._hand_over(self._experts, "experts", {"step": step, "layers": layers})
+        fields = {"step": step, "layers": layers, "entropy": entropy, "dropped": dropped}
+        self._hand_over(self._experts, "experts", fields)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Something that happened, such as a checkpoint; ``fields`` are strings, numbers, or lists of

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer.batch import Batch
 from trainer.config import ModelConfig
 from trainer.model import Output
+from trainer.profile_request import Request
 from trainer.samples import IGNORED
 from trainer.size import moe_layers
 
 
-def loss_of(output: Output, targets_BS: Tensor, config: ModelConfig, valid: int) -> tuple[Tensor, Tensor]:
+def valid_tokens(batches: Sequence[Batch]) -> Tensor:
+    """Collective: positions of the global batch that are trained on, 0-dim on the device, at least 1."""
+    count = torch.stack([(batch.targets_BS != IGNORED).sum() for batch in batches]).sum()
+    dist.all_reduce(count)
+    return count.clamp(min=1)
+
+
+def loss_of(output: Output, targets_BS: Tensor, config: ModelConfig, valid: int | Tensor) -> tuple[Tensor, Tensor]:
     """This pass's share of the loss of a global batch that is trained on ``valid`` tokens.
 
     The loss of the batch is the mean cross-entropy of these tokens plus, with their coefficients, the sums over
@@ -46,9 +56,23 @@ class StepTotals:
     z_loss: float  # mean over sequences and MoE layers
     grad_norm: float  # before clipping
     stops: int  # ranks that were asked to stop
+    profile: Request | None = None  # what rank 0 was asked to have profiled
     tokens_per_expert: dict[int, list[int]] = field(default_factory=dict)  # by layer: sent, dropped ones included
     dropped: dict[int, int] = field(default_factory=dict)  # by layer: routed rows beyond capacity
     entropy: dict[int, float] = field(default_factory=dict)  # by layer: of the router, mean over tokens
+
+    @property
+    def router_entropy(self) -> float:
+        """Mean over MoE layers."""
+        return sum(self.entropy.values()) / len(self.entropy)
+
+    @property
+    def dropped_share(self) -> float:
+        """Of all rows that routers sent to experts."""
+        return sum(self.dropped.values()) / sum(sum(counts) for counts in self.tokens_per_expert.values())
+
+
+_HEAD = 7  # what goes before the routing: three losses, the wish to stop, three numbers of a request
 
 
 class StepSums:
@@ -72,29 +96,46 @@ class StepSums:
                 ]
             )
 
-    def reduce(self, *, stop: bool) -> None:
-        """Collective: sums over all ranks. ``stop`` is whether this rank wants to stop."""
-        stops = torch.full((1,), float(stop), dtype=torch.float64, device=self.losses.device)
-        self.packed = torch.cat([self.losses, stops, self.routing_LX.flatten()])
+    def reduce(self, *, stop: bool, profile: Request | None = None) -> None:
+        """Collective: sums over all ranks.
+
+        Args:
+            stop: whether this rank wants to stop.
+            profile: what rank 0 was asked to have profiled; None on the others.
+        """
+        asked = torch.zeros(_HEAD - 3, dtype=torch.float64, device=self.losses.device)
+        if stop:  # set in place: a copy from the host would wait for the device
+            asked[0] = 1
+        for place, number in enumerate(profile or (), start=1):
+            asked[place] = number
+        self.packed = torch.cat([self.losses, asked, self.routing_LX.flatten()])
         dist.all_reduce(self.packed)
 
     def tokens_LE(self) -> Tensor:
         """Tokens sent to each expert of each MoE layer over all ranks, on the device; after ``reduce``."""
-        return self.packed[4:].view(len(self.layers), -1)[:, : self.experts]
+        return self.packed[_HEAD:].view(len(self.layers), -1)[:, : self.experts]
 
-    def totals(self, grad_norm: Tensor, *, batch_tokens: int, valid: int) -> StepTotals:
-        """What was reduced, on the host, where the norm comes along: the step's only wait for the device."""
-        *sums, norm = torch.cat([self.packed, grad_norm.double().view(1)]).tolist()
-        cross_entropy, balance, z, stops, *counts = sums
-        per_layer = valid * max(1, len(self.layers))
+    def totals(self, grad_norm: Tensor, *, batch_tokens: int, valid: int | Tensor) -> StepTotals:
+        """What was reduced, on the host, where norm and valid tokens come along: the step's only wait for the device.
+
+        Args:
+            batch_tokens: tokens of the global batch.
+            valid: those of them that are trained on.
+        """
+        counted = valid.double().view(1) if isinstance(valid, Tensor) else self.packed.new_full((1,), valid)
+        *sums, norm, tokens = torch.cat([self.packed, grad_norm.double().view(1), counted]).tolist()
+        (cross_entropy, balance, z, stops, *request), counts = sums[:_HEAD], sums[_HEAD:]
+        number, steps, rank = map(round, request)
+        per_layer = tokens * max(1, len(self.layers))
         width = self.experts + 2
         rows = {layer: counts[i * width : (i + 1) * width] for i, layer in enumerate(self.layers)}
         return StepTotals(
-            loss=cross_entropy / valid,
+            loss=cross_entropy / tokens,
             balance_loss=balance / per_layer,
             z_loss=z / per_layer,
             grad_norm=norm,
             stops=round(stops),
+            profile=Request(number, steps, rank) if number else None,
             tokens_per_expert={layer: [int(count) for count in row[: self.experts]] for layer, row in rows.items()},
             dropped={layer: int(row[self.experts]) for layer, row in rows.items()},
             entropy={layer: row[self.experts + 1] / batch_tokens for layer, row in rows.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,19 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path: Path) -> 
     config = compose([f"data.path={tmp_path}"])
     [problem] = data(config)
     assert str(problem).endswith("has 5000 ids. Try: model.vocab_size=5000")
+
+
+def test_a_mixture_of_sources_that_the_data_does_not_have_is_refused(tmp_path: Path) -> None:
+    splits = {"train": {"german": {"tokens": 5000}, "english": {"tokens": 9000}}, "validation": {}}
+    (tmp_path / "dataset.json").write_text(json.dumps({"vocab_size": 500, "splits": splits}))
+    here = [f"data.path={tmp_path}"]
+    assert list(data(compose([*here, "train.evaluate.every_steps=0"]))) == []
+    [unknown] = data(compose([*here, "train.evaluate.every_steps=0", "+data.mixture.weights={germn: 1, english: 2}"]))
+    assert str(unknown).startswith(
+        "data.mixture.weights=germn: no such source; the data has german, english. Try: german"
+    )
+    [unmeasured] = data(compose([*here, "train.evaluate.every_steps=5"]))
+    assert unmeasured.fix == "train.evaluate.every_steps=0"
 
 
 def test_preparing_nothing_is_refused() -> None:

@@ -121,6 +121,52 @@ def test_an_attempt_that_goes_back_by_itself_is_joined_alike(tmp_path: Path) -> 
     assert frames.attempts["lost_steps"].tolist() == [10]
 
 
+def rewound(to_step: int) -> list[tuple[str, float, dict[str, Any]]]:
+    return [("event", 0.0, {"event": "rewound", "fields": {"to_step": to_step, "skipped": [8, 16]}})]
+
+
+def test_a_rewind_by_a_single_step_keeps_the_later_record_whole(tmp_path: Path) -> None:
+    before, after = steps(1, 2, 3), steps(3, 4)
+    before[-1][2]["spiked"] = 1.0  # a metric that only the first record of the step has
+    write(tmp_path, 0, before + rewound(2) + [(kind, t + 100, fields) for kind, t, fields in after])
+    frames = load(tmp_path)
+    assert frames.history["step"].tolist() == [1, 2, 3, 4]
+    assert frames.history["t"].tolist() == [1.0, 2.0, 103.0, 104.0]
+    assert frames.history["spiked"].isna().tolist() == [True] * 4
+    assert frames.lost["step"].tolist() == [3]
+
+
+def test_a_rewind_is_seen_before_its_first_step_and_one_to_the_same_step_may_follow(tmp_path: Path) -> None:
+    write(tmp_path, 0, steps(*range(1, 11)) + rewound(4))
+    history = History(tmp_path)
+    history.refresh()
+    assert history.last is not None and history.last[0] == 4
+    assert history.lost_steps == 6
+    write(tmp_path, 0, steps(*range(1, 11)) + rewound(4) + steps(5, 6) + rewound(4) + steps(5, 6, 7, 8))
+    write(tmp_path, 1, steps(7))
+    frames = load(tmp_path)
+    assert frames.history["step"].tolist() == list(range(1, 8))
+    assert frames.attempts["lost_steps"].tolist() == [10, 0]
+    assert frames.attempts["resumed_from"].tolist() == [0, 6]
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 8)), max_size=6))
+def test_any_rewinds_leave_the_curve_of_a_run_that_never_went_back(
+    tmp_path_factory: pytest.TempPathFactory, rewinds: list[tuple[int, int]]
+) -> None:
+    run = tmp_path_factory.mktemp("run")
+    records, done, made = steps(1, 2, 3), [1, 2, 3], 3
+    for back, more in rewinds:
+        start = max(0, len(done) - back)
+        ahead = list(range(start + 1, start + more + 1))
+        records += rewound(start) + steps(*ahead)
+        done, made = done[:start] + ahead, made + more
+    write(run, 0, records)
+    frames = load(run)
+    assert frames.history["step"].tolist() == done
+    assert len(frames.lost) == made - len(done)
+
+
 def test_nan_infinity_and_missing_are_three_things(tmp_path: Path) -> None:
     write(
         tmp_path,
@@ -140,6 +186,18 @@ def test_nan_infinity_and_missing_are_three_things(tmp_path: Path) -> None:
     history.refresh()
     assert history.series("loss").steps.tolist() == [1, 2, 3]
     assert history.latest() == {"loss": math.inf, "validation_loss": 1.5}
+
+
+def test_what_a_later_writer_adds_to_the_loads_of_experts_is_no_damage(tmp_path: Path) -> None:
+    folder = write(tmp_path, 0, steps(1))
+    fields = {"step": 1, "layers": {2: [3, 4]}, "entropy": {2: 0.6}, "dropped": {2: 1}}
+    (line,) = encode(0, 1.0, "experts", fields)
+    line = orjson.dumps(orjson.loads(line) | {"something": [1, 2]}) + b"\n"
+    layout.experts_records(folder).write_bytes(line)
+    history = History(tmp_path)
+    history.refresh()
+    assert history.experts() == {2: (1, [3, 4])}
+    assert history.problems() == []
 
 
 def test_a_step_split_over_lines_is_one_row(tmp_path: Path) -> None:

@@ -61,6 +61,16 @@ def test_loads_of_experts_are_integer_arrays_in_a_file_of_their_own(tmp_path: Pa
     assert all(len(line) < LINE for line in experts_records(tmp_path).read_bytes().splitlines(keepends=True))
 
 
+def test_entropy_and_dropped_rows_stand_on_the_first_line_of_their_layer(tmp_path: Path) -> None:
+    recorder = new(tmp_path)
+    recorder.experts(step=10, layers={2: [5] * 300, 4: [6]}, entropy={2: 1.5, 4: math.nan}, dropped={2: 7})
+    assert recorder.close()
+    _, first, more, other = read(experts_records(tmp_path))
+    assert (first["entropy"], first["dropped"], first["first"]) == (1.5, 7, 0)
+    assert more["first"] == 256 and not {"entropy", "dropped"} & more.keys()
+    assert other["entropy"] == "NaN" and "dropped" not in other
+
+
 def test_what_is_not_finite_stays_distinct_from_what_is_missing(tmp_path: Path) -> None:
     recorder = new(tmp_path)
     recorder.step(step=1, tokens=1, loss=math.nan, grad_norm=math.inf, low=-math.inf)

@@ -106,8 +106,15 @@ class Memory:
     def rank(self, *, step: int, step_s: float, **metrics: float) -> None:
         self.ranks.append({"step": step, "step_s": step_s, **metrics})
 
-    def experts(self, *, step: int, layers: Mapping[int, Sequence[int]]) -> None:
-        self.loads.append({"step": step, "layers": dict(layers)})
+    def experts(
+        self,
+        *,
+        step: int,
+        layers: Mapping[int, Sequence[int]],
+        entropy: Mapping[int, float],
+        dropped: Mapping[int, int],
+    ) -> None:
+        self.loads.append({"step": step, "layers": dict(layers), "entropy": dict(entropy), "dropped": dict(dropped)})
 
     def event(self, kind: str, **fields: Any) -> None:
         self.events.append({"kind": kind, **fields})
@@ -116,7 +123,8 @@ class Memory:
         self.syncs += 1
 
     def losses(self) -> dict[int, float]:
-        return {int(line["step"]): line["loss"] for line in self.steps}
+        """The last one of each step."""
+        return {int(line["step"]): line["loss"] for line in self.steps if "loss" in line}
 
     def kinds(self) -> list[str]:
         return [event["kind"] for event in self.events]
