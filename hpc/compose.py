@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import types
 import typing
 from collections.abc import Iterator
 from enum import Enum
@@ -40,7 +41,7 @@ def compose(overrides: list[str]) -> Config:
     register()
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-            return typed(hydra_compose(CONFIG_NAME, overrides))
+            return typed(hydra_compose(CONFIG_NAME, opened(overrides)))
     except Exception as error:
         raise refused(error) from error
 
@@ -48,6 +49,19 @@ def compose(overrides: list[str]) -> Config:
 def cluster(overrides: list[str]) -> Cluster:
     """The cluster that overrides such as ``cluster=noctua2`` choose; a word without "=" is refused."""
     return compose(overrides).cluster
+
+
+def opened(overrides: list[str]) -> list[str]:
+    """Overrides of mappings with keys of one's own, such as data.mixture.weights={de: 2}, as Hydra wants to see them.
+
+    To Hydra a key that is not there yet is a mistake, unless "++" says that it is none.
+    """
+    mappings = [path for path, kind in paths() if _of_values(kind)]
+    return [f"++{w}" if any(re.match(rf"{re.escape(m)}(\.[^=]*)?=", w) for m in mappings) else w for w in overrides]
+
+
+def _of_values(kind: Any) -> bool:
+    return typing.get_origin(kind) is dict and not dataclasses.is_dataclass(typing.get_args(kind)[1])
 
 
 def typed(config: Any) -> Config:
@@ -188,6 +202,8 @@ def describe(kind: Any) -> str:
         return f"{describe(args[0])} or null"
     if isinstance(kind, type) and issubclass(kind, Enum):
         return ", ".join(member.name for member in kind)
+    if len(args) > 1 and typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(describe(arg) for arg in args)
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     if typing.get_origin(kind) is list:
         return f"a list [..] of {describe(args[0])}"

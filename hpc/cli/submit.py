@@ -102,12 +102,12 @@ def _run_hydra(words: list[str], task: Any) -> None:
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    from hpc.compose import CONF, CONFIG_NAME, refused, register
+    from hpc.compose import CONF, CONFIG_NAME, opened, refused, register
 
     register()
     # Hydra would print its own text and leave with status 1; errors are translated here instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    typed, sys.argv = sys.argv, ["hpc submit", *words]
+    typed, sys.argv = sys.argv, ["hpc submit", *opened(words)]
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=CONFIG_NAME)(task)()
     except (KeyboardInterrupt, SystemExit):

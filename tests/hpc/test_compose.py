@@ -69,3 +69,9 @@ def test_no_text_makes_a_traceback(text: str) -> None:
         compose([text])
     except Refused as refused:
         assert str(refused)
+
+
+def test_keys_of_ones_own_may_be_typed_where_a_mapping_takes_them() -> None:
+    config = compose(["data.mixture.weights={de: 2, en: 1}", "cluster.environment.NCCL_DEBUG=INFO"])
+    assert config.data.mixture.weights == {"de": 2.0, "en": 1.0}
+    assert config.cluster.environment["NCCL_DEBUG"] == "INFO"
