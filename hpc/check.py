@@ -11,21 +11,24 @@ from hpc.config import Config, Container, Launcher, PrepareJob, TrainJob
 from hpc.request import Request, clock, seconds
 from hpc.runs import NAME, read_json
 from trainer import problems as training
-from trainer.config import CorpusSource, TrainerConfig
+from trainer.config import CorpusSource, Device, TrainerConfig
+from trainer.fit import nearest
+from trainer.memory import Memory, estimate
 from trainer.problems import Problem
-from trainer.size import parameter_count
 
 GIB = 2**30
 # Host memory of one rank beside the model: interpreter, libraries, buffers. Measured with the CPU build of torch.
 PLAIN_RANK_GB, TORCH_RANK_GB = 0.06, 0.45
+# Of a GPU's memory, what tensors can have: the rest is CUDA's context, NCCL's buffers and the allocator's leftovers.
+GPU_SHARE = 0.9
 
 
 def problems(config: Config, request: Request) -> list[Problem]:
     """Everything that is wrong with a request, as far as its values and the cluster's description show."""
     found = [*_name(config), *_words(config), *_shape(config, request), *_time(config, request), *_container(config)]
     if isinstance(config.job, TrainJob):
-        whole = TrainerConfig(config.model, config.data, config.optim, config.parallel, config.train)
-        found += training.problems(whole, max(1, request.world_size), max(1, request.ranks_per_node))
+        own = list(training.problems(_trainer(config), max(1, request.world_size), max(1, request.ranks_per_node)))
+        found += own or _memory(config, request)
     if isinstance(config.job, PrepareJob):
         found += _corpus(config, request)
     return found
@@ -159,6 +162,22 @@ def data(config: Config) -> Iterator[Problem]:
             f"the tokenizer of {path} has {ids} ids",
             f"model.vocab_size={ids}",
         )
+    from trainer.data import mixture  # here, for it brings numpy, which the other commands do without
+
+    splits = {
+        split: {source: int(entry["tokens"]) for source, entry in sources.items()}
+        for split, sources in manifest.get("splits", {}).items()
+    }
+    if "train" in splits:
+        yield from mixture.problems(splits["train"], config.data)
+    every = config.train.evaluate.every_steps
+    if every and not any(splits.get("validation", {"": 1}).values()):
+        yield Problem(
+            "train.evaluate.every_steps",
+            str(every),
+            f"{path} has no documents to validate on; data.corpus.validation_share keeps some, when it is prepared",
+            "train.evaluate.every_steps=0",
+        )
 
 
 def _corpus(config: Config, request: Request) -> Iterator[Problem]:
@@ -175,12 +194,49 @@ def _corpus(config: Config, request: Request) -> Iterator[Problem]:
         )
 
 
-def rank_memory_gb(config: Config) -> float:
-    """Host memory of one CPU rank in GiB: what it needs at least, by the model's size.
+def _memory(config: Config, request: Request) -> Iterator[Problem]:
+    """Whether the layout holds the model in the memory of the GPUs and of the nodes, before any is taken."""
+    node, whole = request.node, _trainer(config)
+    world, each = max(1, request.world_size), max(1, request.ranks_per_node)
+    gpu = node.gpus > 0 and config.train.device is not Device.cpu
+    room = node.gpu_memory_gb * GPU_SHARE if gpu and node.gpu_memory_gb else math.inf
 
-    fp32 parameters, gradients and two Adam moments are 16 bytes a parameter, sharded over the ranks; the largest
-    gathered layer and activations are counted as one more full copy of a layer's parameters and the logits.
-    """
+    def needs(other: TrainerConfig) -> tuple[Memory, float]:
+        memory = estimate(other, world, each, gpu=gpu)
+        beside = memory.offloaded if gpu else memory.total
+        given = config.job.rank_memory_gb
+        return memory, each * (TORCH_RANK_GB + beside / GIB if given is None else given)
+
+    def fits(other: TrainerConfig) -> bool:
+        memory, host = needs(other)
+        return memory.total <= room * GIB and host <= node.memory_gb
+
+    if fits(whole):
+        return
+    memory, host = needs(whole)
+    where = f"of partition {request.partition} of {config.cluster.name}"
+    if memory.total > room * GIB:
+        short = f"a rank needs {memory.total / GIB:.1f} GiB ({_kinds(memory)}), and of a GPU's {node.gpu_memory_gb:g} "
+        short += f"GiB {where} {room:.1f} can be used"
+    else:
+        short = f"the {each} ranks of a node need {host:.1f} GiB of its memory, and a node {where} has {node.memory_gb}"
+    fix = nearest(whole, world, each, fits)
+    more = "more nodes, or a smaller model or data.seq_len: no layout of these ranks fits"
+    yield Problem("parallel.micro_batch", str(config.parallel.micro_batch), short, " ".join(fix) if fix else more)
+
+
+def _kinds(memory: Memory) -> str:
+    kinds = ("parameters", "gradients", "optimizer", "gathered", "communication", "activations", "logits")
+    sizes = {kind: getattr(memory, kind) / GIB for kind in kinds}
+    return ", ".join(f"{kind} {size:.1f}" for kind, size in sizes.items() if size >= 0.05)
+
+
+def _trainer(config: Config) -> TrainerConfig:
+    return TrainerConfig(config.model, config.data, config.optim, config.parallel, config.train)
+
+
+def rank_memory_gb(config: Config) -> float:
+    """Host memory of one rank that computes on the CPU, in GiB."""
     if config.job.rank_memory_gb is not None:
         return config.job.rank_memory_gb
     if not isinstance(config.job, TrainJob | PrepareJob):
@@ -189,12 +245,9 @@ def rank_memory_gb(config: Config) -> float:
         return 1.0
     from hpc.request import resolve
 
-    world = max(1, resolve(config).world_size)
-    total, _ = parameter_count(config.model)
-    states = 16 * total / world
-    layer = 8 * total / max(1, config.model.layers)
-    logits = 12 * config.parallel.micro_batch * config.data.seq_len * config.model.vocab_size
-    return TORCH_RANK_GB + (states + layer + logits) / GIB
+    request = resolve(config)
+    memory = estimate(_trainer(config), max(1, request.world_size), max(1, request.ranks_per_node), gpu=False)
+    return TORCH_RANK_GB + (memory.total + memory.offloaded) / GIB
 
 
 def fits_here(config: Config, request: Request, available_gb: float) -> list[Problem]:

@@ -272,15 +272,15 @@ def _hybrid(parallel: ParallelConfig, world_size: int, ranks_per_node: int) -> I
 
 
 def _deepspeed(config: TrainerConfig) -> Iterator[Problem]:
-    parallel, moe = config.parallel, config.model.moe
+    parallel = config.parallel
     if not 0 <= parallel.zero_stage <= 3:
         yield Problem("parallel.zero_stage", str(parallel.zero_stage), "must be 0, 1, 2 or 3", "parallel.zero_stage=2")
-    if parallel.zero_stage == 3 and moe is not None:
+    if parallel.zero_stage == 3 and parallel.expert_parallel > 1:
         yield Problem(
-            "parallel.zero_stage",
-            "3",
-            "DeepSpeed shards the parameters of dense models only, and this one has experts",
-            "parallel.zero_stage=2, or parallel=fsdp",
+            "parallel.expert_parallel",
+            str(parallel.expert_parallel),
+            "experts are spread over ranks up to parallel.zero_stage=2; stage 3 shards them like everything else",
+            "parallel.expert_parallel=1",
         )
     if parallel.offload and parallel.zero_stage == 0:
         yield Problem("parallel.offload", "true", "needs parallel.zero_stage of at least 1", "parallel.zero_stage=2")

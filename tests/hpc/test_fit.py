@@ -41,7 +41,7 @@ def test_gradients_added_up_over_passes_are_counted() -> None:
 
 def test_where_one_change_is_not_enough_several_are_proposed() -> None:
     given = ["experiment=llammlein_1b", "parallel.activation_checkpointing=none", "parallel.micro_batch=16"]
-    given += ["cluster.node_types.gpu.gpu_memory_gb=10"]
+    given += ["cluster.node_types.gpu.gpu_memory_gb=7"]
     [problem] = found(*given)
     assert len(problem.fix.split()) > 1
     assert found(*given, *problem.fix.split()) == []
