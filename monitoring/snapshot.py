@@ -6,6 +6,7 @@ Everything that shows or judges a run (terminal, page, detectors) is a function 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -124,7 +125,8 @@ class Snapshot:
         """Seconds of training left to the token target at the present speed."""
         if self.done or self.target_tokens is None or not self.tokens_per_s:
             return None
-        return max(0.0, (self.target_tokens - (self.tokens or 0)) / self.tokens_per_s)
+        left = max(0.0, (self.target_tokens - (self.tokens or 0)) / self.tokens_per_s)
+        return left if math.isfinite(left) else None
 
 
 class Reader:
