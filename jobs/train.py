@@ -129,6 +129,7 @@ def _build(config: TrainerConfig, attempt: Attempt, record: Recorder, *, granted
     except distributed.NoGPU as error:
         raise Failed(f"node {attempt.node}: {error}") from None
     distributed.set_threads(config.parallel.threads, attempt.ranks_per_node)
+    distributed.keep_memory()
     parallel.load(config)
     postmortem.flight_recorder(attempt.folder)
     postmortem.record_memory(device)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig
+from trainer.model import kernels
 from trainer.model.context import ATTENTION_DROPOUT, PLACES, Context, dropout
 from trainer.model.parts import Linear, RMSNorm
 
@@ -98,9 +99,9 @@ class Attention(nn.Module):
 
 def attend(query_BHSC: Tensor, key_BGSC: Tensor, value_BGSC: Tensor, mask: Any) -> Tensor:
     """softmax(query · key / sqrt(C)) · value, causal, within what ``document_mask`` leaves visible."""
-    grouped = query_BHSC.shape[1] != key_BGSC.shape[1]
     if mask is None:
-        return F.scaled_dot_product_attention(query_BHSC, key_BGSC, value_BGSC, is_causal=True, enable_gqa=grouped)
+        return kernels.causal_attention(query_BHSC, key_BGSC, value_BGSC)
+    grouped = query_BHSC.shape[1] != key_BGSC.shape[1]
     if isinstance(mask, Tensor):
         return F.scaled_dot_product_attention(query_BHSC, key_BGSC, value_BGSC, attn_mask=mask, enable_gqa=grouped)
     mixed = _flex()(query_BHSC, key_BGSC, value_BGSC, block_mask=mask, enable_gqa=grouped)

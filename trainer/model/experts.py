@@ -1,4 +1,4 @@
-"""The experts of an MoE layer, their matrices stacked: all of them are one grouped product."""
+"""The experts of an MoE layer, their matrices stacked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config import Activation, ExpertsImplementation, ModelConfig
+from trainer.config import Activation, ModelConfig
+from trainer.model import kernels
 
 
 class Experts(nn.Module):
@@ -36,26 +37,13 @@ class Experts(nn.Module):
         return self._product(hidden_RF, self.down_EFD, self.down_bias_ED, rows_E)
 
     def _product(self, x_RI: Tensor, weight_EIO: Tensor, bias_EO: Tensor | None, rows_E: Tensor | None) -> Tensor:
-        weight_EIO = weight_EIO.to(x_RI.dtype)
-        experts = weight_EIO.shape[0]
-        if rows_E is None:
-            x_ENI = x_RI.unflatten(0, (experts, -1))
-            y_ENO = torch.bmm(x_ENI, weight_EIO)
-            y_RO = (y_ENO if bias_EO is None else y_ENO + bias_EO.to(x_RI.dtype).unsqueeze(1)).flatten(0, 1)
+        y_RO = kernels.grouped(x_RI, weight_EIO.to(x_RI.dtype), rows_E, self.implementation)
+        if bias_EO is None:
             return y_RO
-        if self.implementation is ExpertsImplementation.grouped and _can_group(x_RI, weight_EIO):
-            y_RO = F.grouped_mm(x_RI, weight_EIO, offs=rows_E.cumsum(dim=0).to(torch.int32))
-        else:
-            # unbind, because the gradient of an indexed matrix is a zero-filled copy of all of them.
-            rows = x_RI.split(rows_E.tolist())
-            y_RO = torch.cat([x_NI @ weight_IO for x_NI, weight_IO in zip(rows, weight_EIO.unbind(), strict=True)])
-        return y_RO if bias_EO is None else y_RO + _owner(rows_E, x_RI) @ bias_EO.to(x_RI.dtype)
-
-
-def _can_group(x_RI: Tensor, weight_EIO: Tensor) -> bool:
-    # The kernel takes no float64, and wants the rows of all its operands to start on 16 bytes.
-    aligned = all(size * x_RI.element_size() % 16 == 0 for size in weight_EIO.shape[1:])
-    return aligned and x_RI.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        bias_EO = bias_EO.to(x_RI.dtype)
+        if rows_E is None:
+            return (y_RO.unflatten(0, (bias_EO.shape[0], -1)) + bias_EO.unsqueeze(1)).flatten(0, 1)
+        return y_RO + _owner(rows_E, x_RI) @ bias_EO
 
 
 def _owner(rows_E: Tensor, x_RI: Tensor) -> Tensor:

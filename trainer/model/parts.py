@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from trainer.config import ModelConfig
 from trainer.config import Norm as Kind
+from trainer.model import kernels
 
 
 class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
-        return F.linear(input, self.weight.to(input.dtype), bias)
+        return kernels.linear(input, self.weight.to(input.dtype), bias)
 
 
 class RMSNorm(nn.Module):
