@@ -102,7 +102,7 @@ def test_attention_in_tiles(groups: int, size: int, dtype: torch.dtype, monkeypa
     monkeypatch.setattr(tiled, "TILE", 8)
     # As projections leave them: positions before heads.
     query, key, value = (normal(2, size, heads, 6, dtype=dtype).transpose(1, 2) for heads in (4, groups, groups))
-    agree(tiled.attend, outright, query, key, value)
+    agree(tiled.causal_attention, outright, query, key, value)
 
 
 @pytest.mark.parametrize("dtype", [FLOAT64, FLOAT32, BFLOAT16])
@@ -189,7 +189,7 @@ def cases(dtype: torch.dtype) -> list[tuple[Callable[..., Tensor], tuple[Tensor,
     attention = tuple(normal(1, heads, 300, 8, dtype=dtype) for heads in (4, 2, 2))
     return [
         (products.linear, (normal(5, 13, dtype=dtype), normal(9, 13, dtype=dtype))),
-        (tiled.attend, attention),
+        (tiled.causal_attention, attention),
         (
             lambda x, w: kernels.grouped(x, w, rows_E, grouped),
             (normal(128, 16, dtype=dtype), normal(3, 16, 24, dtype=dtype)),

@@ -84,7 +84,7 @@ def _slopes(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
         slope_CV = slope_CV - (torch.arange(slope_CV.shape[1], device=slope_CV.device) == index_C1).to(slope_CV.dtype)
     else:
         slope_CV.scatter_add_(1, index_C1, slope_CV.new_full(index_C1.shape, -1.0))
-    return each_C, (slope_CV * valid_C.unsqueeze(1)).to(given)
+    return each_C, slope_CV.mul_(valid_C.unsqueeze(1)).to(given)
 
 
 @functools.cache

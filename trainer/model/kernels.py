@@ -44,7 +44,7 @@ def grouped(x_RI: Tensor, weight_EIO: Tensor, rows_E: Tensor | None, implementat
 def causal_attention(query_BHSC: Tensor, key_BGSC: Tensor, value_BGSC: Tensor) -> Tensor:
     """softmax(query · key / sqrt(C)) · value over the positions up to the query's own."""
     if tiled.suits(query_BHSC):
-        return tiled.attend(query_BHSC, key_BGSC, value_BGSC)
+        return tiled.causal_attention(query_BHSC, key_BGSC, value_BGSC)
     shared = query_BHSC.shape[1] != key_BGSC.shape[1]
     return F.scaled_dot_product_attention(query_BHSC, key_BGSC, value_BGSC, is_causal=True, enable_gqa=shared)
 

@@ -35,7 +35,7 @@ def multiply(a_MK: Tensor, b_KN: Tensor) -> Tensor:
         b_NK = b_KN.mT
         if not (b_KN.is_contiguous() or b_NK.is_contiguous()):
             b_NK = b_NK.contiguous()
-        return torch.ops.mkldnn._linear_pointwise(a_MK, b_NK, None, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.default(a_MK, b_NK, None, "none", [], "")
     return a_MK @ b_KN
 
 

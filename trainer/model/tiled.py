@@ -6,8 +6,8 @@ head, which stay in the second-level cache until they are used. Backward makes t
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,14 +35,21 @@ def _few_threads() -> bool:
     return torch.get_num_threads() <= MOST_THREADS
 
 
+def causal_attention(query_BHSC: Tensor, key_BGSC: Tensor, value_BGSC: Tensor) -> Tensor:
+    """softmax(query · key / sqrt(C)) · value, causal; each of the G keys and values serves H / G queries."""
+    # Out here, the compiler can scale and lay out the queries and keys in the pass that gives them their positions.
+    scaled_BHSC = query_BHSC / math.sqrt(query_BHSC.shape[-1])
+    return attend(scaled_BHSC.contiguous(), key_BGSC.contiguous(), value_BGSC.contiguous())
+
+
 @torch.library.custom_op("trainer::attend", mutates_args=())
 def attend(query_BHSC: Tensor, key_BGSC: Tensor, value_BGSC: Tensor) -> Tensor:
-    """softmax(query · key / sqrt(C)) · value, causal; each of the G keys and values serves H / G queries."""
+    """softmax(query · key) · value, causal."""
     mixed_BHSC = _like(query_BHSC)
-    query_PSC, key_PSC, value_PSC = _heads(query_BHSC / math.sqrt(query_BHSC.shape[-1]), key_BGSC, value_BGSC)
+    query_PSC, key_PSC, value_PSC = (_heads(x.contiguous()) for x in (query_BHSC, key_BGSC, value_BGSC))
     serves = query_BHSC.shape[1] // key_BGSC.shape[1]
-    future_QQ = _future(query_BHSC)
-    for pair, (query_SC, mixed_SC) in enumerate(zip(query_PSC, _each(mixed_BHSC), strict=True)):
+    future_QQ = _future(TILE, query_BHSC.dtype)
+    for pair, (query_SC, mixed_SC) in enumerate(zip(query_PSC, _heads(mixed_BHSC), strict=True)):
         key_SC, value_SC = key_PSC[pair // serves], value_PSC[pair // serves]
         for begin, end in _tiles(query_SC):
             weight_QK = _weights(query_SC[begin:end], key_SC[:end], future_QQ)
@@ -59,26 +66,28 @@ def _(query_BHSC: Tensor, key_BGSC: Tensor, value_BGSC: Tensor) -> Tensor:
 def _backward(
     gradient_BHSC: Tensor, query_BHSC: Tensor, key_BGSC: Tensor, value_BGSC: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    scale = 1 / math.sqrt(query_BHSC.shape[-1])
     slopes = _like(query_BHSC), _like(key_BGSC), _like(value_BGSC)
-    slope_PSC, key_slope_PSC, value_slope_PSC = map(_each, slopes)
-    gradient_PSC, query_PSC, key_PSC, value_PSC = _heads(gradient_BHSC, query_BHSC * scale, key_BGSC, value_BGSC)
+    slope_PSC, key_slope_PSC, value_slope_PSC = map(_heads, slopes)
+    gradient_PSC, query_PSC, key_PSC, value_PSC = (
+        _heads(x.contiguous()) for x in (gradient_BHSC, query_BHSC, key_BGSC, value_BGSC)
+    )
     serves = query_BHSC.shape[1] // key_BGSC.shape[1]
-    future_QQ = _future(query_BHSC)
+    future_QQ = _future(TILE, query_BHSC.dtype)
     for shared, (key_SC, value_SC) in enumerate(zip(key_PSC, value_PSC, strict=True)):
-        key_slope_CS, value_slope_CS = (x.new_zeros(x.shape[1], x.shape[0]) for x in (key_SC, value_SC))
+        key_slope_CS = value_slope_CS = None
         for pair in range(shared * serves, (shared + 1) * serves):
-            for begin, end in _tiles(key_SC):
+            # The last tile first: it reaches all keys, and what it finds the others are added to.
+            for begin, end in reversed(_tiles(key_SC)):
                 query_QC, gradient_QC = query_PSC[pair][begin:end], gradient_PSC[pair][begin:end]
                 weight_QK = _weights(query_QC, key_SC[:end], future_QQ)
-                value_slope_CS[:, :end] += multiply(gradient_QC.mT, weight_QK)
+                value_slope_CS = _plus(value_slope_CS, multiply(gradient_QC.mT, weight_QK))
                 slope_QK = multiply(gradient_QC, value_SC[:end].mT)
                 slope_QK = torch.ops.aten._softmax_backward_data(slope_QK, weight_QK, -1, weight_QK.dtype)
                 slope_PSC[pair][begin:end] = multiply(slope_QK, key_SC[:end])
-                key_slope_CS[:, :end] += multiply(query_QC.mT, slope_QK)
-        key_slope_PSC[shared].copy_(key_slope_CS.mT)
-        value_slope_PSC[shared].copy_(value_slope_CS.mT)
-    slopes[0].mul_(scale)
+                key_slope_CS = _plus(key_slope_CS, multiply(query_QC.mT, slope_QK))
+        if key_slope_CS is not None and value_slope_CS is not None:
+            key_slope_PSC[shared].copy_(key_slope_CS.mT)
+            value_slope_PSC[shared].copy_(value_slope_CS.mT)
     return slopes
 
 
@@ -102,27 +111,33 @@ def _weights(query_QC: Tensor, key_KC: Tensor, future_QQ: Tensor) -> Tensor:
     """Softmax of a tile's scores. Only among the last keys, those at the tile's own positions, are future ones."""
     score_QK = multiply(query_QC, key_KC.mT)
     size = query_QC.shape[0]
-    score_QK[:, -size:] += future_QQ[:size, :size]
+    score_QK[:, -size:].add_(future_QQ[:size, :size])
     return score_QK.softmax(dim=-1)
 
 
-def _future(query_BHSC: Tensor) -> Tensor:
+@functools.cache
+def _future(size: int, dtype: torch.dtype) -> Tensor:
     """What is added to the scores of a tile's own positions: -inf where the key comes after the query."""
-    return query_BHSC.new_full((TILE, TILE), -math.inf).triu_(1)
+    return torch.full((size, size), -math.inf, dtype=dtype).triu_(1)
 
 
-def _tiles(x_SC: Tensor) -> Iterator[tuple[int, int]]:
-    for begin in range(0, x_SC.shape[0], TILE):
-        yield begin, min(begin + TILE, x_SC.shape[0])
+def _plus(sum_CS: Tensor | None, part_CK: Tensor) -> Tensor:
+    """The sum so far and what falls upon its first positions."""
+    if sum_CS is None:
+        return part_CK
+    sum_CS[:, : part_CK.shape[1]].add_(part_CK)
+    return sum_CS
 
 
-def _heads(*x_BHSC: Tensor) -> tuple[tuple[Tensor, ...], ...]:
-    """The matrices of all P = B · H heads, each in one piece, without which products of its parts are slow."""
-    return tuple(_each(x.contiguous()) for x in x_BHSC)
+def _tiles(x_SC: Tensor) -> list[tuple[int, int]]:
+    """First and last position, exclusive, of each tile."""
+    size = x_SC.shape[0]
+    return [(begin, min(begin + TILE, size)) for begin in range(0, size, TILE)]
 
 
-def _each(x_BHSC: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x_SC for x_HSC in x_BHSC.unbind() for x_SC in x_HSC.unbind())
+def _heads(x_BHSC: Tensor) -> list[Tensor]:
+    """The matrices of all P = B · H heads."""
+    return [x_SC for x_HSC in x_BHSC.unbind() for x_SC in x_HSC.unbind()]
 
 
 def _like(x_BHSC: Tensor) -> Tensor:
