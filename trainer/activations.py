@@ -116,9 +116,12 @@ class Activations:
         """For the loss, or at the begin of its backward: the table's gradient is there from the forward on."""
         table = self.model.vocab_size * self.model.d_model
         logits = min(self.tokens, HEAD_ROWS_ON_GPU if self.gpu else HEAD_ROWS) * self.model.vocab_size
-        # Logits and slopes as they are multiplied; between these, without a compiler, three results in float32.
-        between = 0 if self.gpu and self.parallel.compile else 3 * FLOAT
-        loss = self.stream + (FLOAT + self.width) * table + (2 * self.width + between) * logits
+        # Slopes as they are multiplied, of this part and of the one before; until then logits and slopes in float32.
+        lower = self.width if self.width < FLOAT else 0
+        fused = self.gpu and self.parallel.compile
+        slopes = (2 * self.width if fused else 2 * FLOAT + lower + self.width) * logits
+        multiplied = self.width * table + 2 * self.width * logits
+        loss = self.stream + FLOAT * table + max(slopes, multiplied)
         scaled = 2 * self.stream + 2 * FLOAT * table + (self.width * table if self.width < FLOAT else 0)
         return max(loss, scaled)
 
