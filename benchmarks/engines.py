@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 import monitoring
-from benchmarks.report import Figure, report
+from benchmarks.report import Figure, progress, report
 
 EXPERIMENTS = {"lola": "lola_v1_tiny", "olmoe": "olmoe_1b_7b_tiny"}
 ENGINES = ("fsdp", "deepspeed")
@@ -48,7 +48,7 @@ def _loss(experiment: str, engine: str, seed: int, overrides: list[str]) -> floa
     """The validation loss that a run ends with."""
     run = _submit(f"experiment={experiment}", f"parallel={engine}", f"train.seed={seed}", *overrides)
     loss = float(monitoring.load(run).history["validation_loss"].dropna().iloc[-1])
-    print(f"{experiment} {engine} seed {seed}: validation loss {loss:.5f}", file=sys.stderr, flush=True)
+    progress(f"{experiment} {engine} seed {seed}: validation loss {loss:.5f}")
     return loss
 
 

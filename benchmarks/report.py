@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 
 
@@ -23,6 +24,11 @@ class Figure:
             return None
         relation, bound = self.goal.split()
         return self.value >= float(bound) if relation == ">=" else self.value <= float(bound)
+
+
+def progress(text: str) -> None:
+    """Say how far a long measurement is, beside what it prints."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def report(figures: list[Figure], *, as_json: bool) -> None:

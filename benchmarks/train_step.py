@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import train_step_gpu, train_step_peers, train_step_ranks
-from benchmarks.report import Figure, report
+from benchmarks.report import Figure, progress, report
 from benchmarks.train_step_model import Step, olmoe_shaped, step_flops, stepper, with_engine, with_precision
 from trainer import distributed
 from trainer.config import Engine, Precision, TrainerConfig
@@ -121,16 +121,18 @@ def rotate(makers: Mapping[str, Callable[[], Step]], rounds: int, warmup: int = 
     steps: dict[str, Step] = {}
     for name, make in makers.items():
         try:
+            progress(f"{name}: first steps")
             step = make()
             for _ in range(warmup):
                 step()
         except ImportError as problem:
-            print(f"{name}: not measured, {problem}")
+            progress(f"{name}: not measured, {problem}")
         else:
             steps[name] = step
     taken = {name: Taken() for name in steps}
     peak = Peak()
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
+        progress(f"round {number} of {rounds}")
         for name, step in steps.items():
             before = peak.measure()
             began = time.perf_counter()

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import Figure
+from benchmarks.report import Figure, progress
 from benchmarks.train_step_model import CPU, batch_of, olmoe_shaped, with_engine
 from trainer import parallel
 from trainer.config import Engine, Sharding, TrainerConfig
@@ -42,7 +42,9 @@ def figures(rounds: int, threads: int) -> list[Figure]:
         )
         overhead: dict[str, list[float]] = {"full": [], "grad_op": []}
         sums: list[float] = []
-        for _ in range(min(rounds, 5)):  # each of them takes a minute
+        rounds = min(rounds, 5)  # each of them takes a minute
+        for number in range(1, rounds + 1):
+            progress(f"one rank and two, round {number} of {rounds}")
             alone, single = one("step", PASSES), one("step", 1)
             for name, both in (("full", full), ("grad_op", kept)):
                 overhead[name].append(both("step", PASSES) / alone - 1)
