@@ -96,10 +96,20 @@ def on_cpu(rounds: int) -> list[Figure]:
             figures.append(Figure("tokens_vs_transformers_eager", ratio, "x", "", "parallel.compile=false"))
     amx = "amx_bf16" in Path("/proc/cpuinfo").read_text()
     low = taken.get("ours bf16 single compiled")
-    bf16 = None if low is None or not amx else _ratio(taken["ours fp32 single compiled"].seconds, low.seconds)
+    bf16 = None if low is None else _ratio(taken["ours fp32 single compiled"].seconds, low.seconds)
     goal = ">= 2" if amx else ""
     figures.append(Figure("bf16_vs_fp32", bf16, "x", goal, "our own fp32" + ("" if amx else ", no AMX here")))
-    return figures
+    return figures + _experts(config, rounds)
+
+
+def _experts(config: TrainerConfig, rounds: int) -> list[Figure]:
+    """Our layer of experts against torchtitan's; bfloat16, since its can do no other."""
+    ours, theirs = (lambda: train_step_peers.our_experts(config)), (lambda: train_step_peers.torchtitan_experts(config))
+    taken = rotate({"ours": ours, "torchtitan": theirs}, rounds)
+    both = len(taken) == 2
+    ratio = _ratio(taken["torchtitan"].seconds, taken["ours"].seconds) if both else None
+    told = "forward and backward of a layer, bf16" + ("" if both else ": not installed")
+    return [Figure("experts_vs_torchtitan", ratio, "x", "", told)]
 
 
 def contenders(config: TrainerConfig) -> dict[str, Callable[[], Step]]:

@@ -65,8 +65,9 @@ class Image:
             self.places[index] = (end, frame.size)
             end += -(-frame.size // ALIGNMENT) * ALIGNMENT
         # Anonymous pages: zeroed, at a multiple of BLOCK, and as many as are needed; torch's own pinned memory comes
-        # in powers of two.
-        self.memory = mmap.mmap(-1, max(1, -(-end // BLOCK)) * BLOCK)
+        # in powers of two. Private ones, since only these can be huge: writing them takes a fifth of the kernel's time.
+        size = max(1, -(-end // BLOCK)) * BLOCK
+        self.memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError):  # a kernel without them
             self.memory.madvise(mmap.MADV_HUGEPAGE)
         self._pinned = device.type == "cuda" and self._pin()
