@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.group import joined
 from benchmarks.report import Figure, report
 from trainer.config import DataConfig, ModelConfig, MoEConfig, OptimConfig, ParallelConfig, TrainConfig, TrainerConfig
 
@@ -100,28 +101,12 @@ def measure(ranks: int, rounds: int = 25, folder: Path | None = None) -> Measure
 def _rank(folder: Path, rank: int, world_size: int, rounds: int, answers: Any) -> None:
     import torch
 
-    from trainer import distributed, parallel
+    from trainer import parallel
 
-    distributed.set_threads(max(1, len(os.sched_getaffinity(0)) // world_size), 1)
-    port = folder / "port"
-
-    def publish(number: int) -> None:
-        port.with_suffix(".tmp").write_text(str(number))
-        port.with_suffix(".tmp").rename(port)
-
-    def lookup() -> tuple[str, int]:
-        while not port.exists():
-            time.sleep(0.01)
-        return "127.0.0.1", int(port.read_text())
-
-    cpu = torch.device("cpu")
-    distributed.join(rank=rank, world_size=world_size, device=cpu, publish=publish, lookup=lookup)
-    try:
-        found = _measure(parallel.build(_config(), cpu), folder, rounds)
+    with joined(folder, rank, world_size, max(1, len(os.sched_getaffinity(0)) // world_size)):
+        found = _measure(parallel.build(_config(), torch.device("cpu")), folder, rounds)
         if rank == 0:
             answers.put(found)
-    finally:
-        distributed.leave()
 
 
 def _config() -> TrainerConfig:

@@ -6,19 +6,18 @@ Both take the same global batch in the same number of passes. The processes wait
 from __future__ import annotations
 
 import multiprocessing
-import os
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.group import joined
 from benchmarks.report import Figure, progress
 from benchmarks.train_step_model import CPU, batch_of, olmoe_shaped, with_engine
 from trainer import parallel
@@ -110,38 +109,16 @@ def ranks(config: TrainerConfig, count: int, threads: int) -> Iterator[Turn]:
 
 
 def _serve(pipe: Connection, config: TrainerConfig, rank: int, count: int, threads: int, folder: str) -> None:
-    import torch
-
     from trainer import distributed
 
-    port = Path(folder, "port")
-
-    def publish(number: int) -> None:
-        port.with_suffix(".tmp").write_text(str(number))
-        port.with_suffix(".tmp").rename(port)
-
-    def lookup() -> tuple[str, int]:
-        while not port.exists():
-            time.sleep(0.01)
-        return "127.0.0.1", int(port.read_text())
-
-    # torch renames its collectives from release to release.
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    os.environ.pop("OMP_NUM_THREADS", None)
-    distributed.set_threads(threads, 1)
     distributed.set_deterministic(True)
     distributed.keep_memory()
-    distributed.join(rank=rank, world_size=count, device=torch.device("cpu"), publish=publish, lookup=lookup)
-    try:
+    with suppress(EOFError), joined(Path(folder), rank, count, threads):
         work = {"step": _stepper(config), "collectives": _collectives(config, count)}
         while True:
             name, number = pipe.recv()
             work[name](number)
             pipe.send(None)
-    except EOFError:
-        pass
-    finally:
-        distributed.leave()
 
 
 def engine(config: TrainerConfig) -> Built:
