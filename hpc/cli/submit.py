@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hpc.errors import Refused
@@ -68,14 +68,25 @@ def plans(words: list[str], *, dry_run: bool, change: Callable[[Config], None] =
     found: list[Plan] = []
     failures: list[Exception] = []
 
+    def one(config: Config) -> None:
+        change(config)
+        found.append(submit.plan(config, dry_run=dry_run))
+
     def task(config: Any) -> None:
         # Hydra prints a traceback's worth of text for an exception that passes through it.
         try:
-            whole = typed(config)
-            change(whole)
-            found.append(submit.plan(whole, dry_run=dry_run))
+            one(typed(config))
         except Exception as error:
             failures.append(error)
+
+    def many(combinations: list[list[str]], configs: Iterator[Config]) -> None:
+        try:
+            for config in configs:
+                one(config)
+        except Exception as error:
+            failures.append(error)
+
+    task.many = many  # what a multirun is handed to: hydra_plugins.hpc.sweeper
 
     # A multirun of Hydra's notes its overrides in a folder; a run's own folder says more.
     with tempfile.TemporaryDirectory(prefix="hpc-multirun-") as scratch:
