@@ -168,10 +168,17 @@ class Tokens:
 
     fingerprint = "random"
     every_token = True
+    sources = ("random",)
 
     def __init__(self, config: TrainerConfig) -> None:
         self.vocabulary = config.model.vocab_size
         self.size = config.data.seq_len
+
+    def tokens(self, first: int, last: int) -> np.ndarray:
+        return np.array([(last - first) * self.size])
+
+    def epochs(self, first: int, last: int) -> np.ndarray:
+        return np.zeros(1)
 
     def batch(self, indices: Sequence[int]) -> Samples:
         rows = np.stack(

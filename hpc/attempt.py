@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
-from hpc.errors import Failed, Refused
-from hpc.runs import ADDRESS, READY, REFUSED, load_config, read_json, write_json, write_text
+from hpc.errors import Diverged, Failed, Refused
+from hpc.runs import ADDRESS, DIVERGED, READY, REFUSED, load_config, read_json, write_json, write_text
 
 RUN = "HPC_RUN"  # the run folder
 ATTEMPT = "HPC_ATTEMPT"  # number of this attempt
@@ -157,11 +157,18 @@ def _interface_address(interface: str) -> str:
     )
 
 
+def _give_up(marker: str, error: Exception) -> None:
+    """Tell the supervisor that no further attempt would do better."""
+    attempt = Attempt.from_environment()
+    if attempt.rank == 0 or not (attempt.folder / marker).exists():
+        write_text(attempt.folder / marker, f"{error}\n")
+
+
 def start(run: str) -> None:
     """What submitit's entry calls on every rank. The path of the run folder is all that travels in the pickle.
 
-    A mistake in the request ends the rank with status 2, upon which the supervisor ends the run instead of
-    trying again; the message goes to the run folder for ``hpc status``.
+    After a mistake in the request (status 2), and after a training that says it cannot go on, the supervisor ends
+    the run instead of trying again; the message goes to the run folder for ``hpc status``.
     """
     folder = Path(run)
     try:
@@ -169,12 +176,12 @@ def start(run: str) -> None:
         module, _, name = load_config(folder).job._target_.rpartition(".")
         getattr(import_module(module), name)(folder)()
     except Refused as error:
-        attempt = Attempt.from_environment()
         print(f"refused: {error}", file=sys.stderr, flush=True)
-        if attempt.rank == 0 or not (attempt.folder / REFUSED).exists():
-            write_text(attempt.folder / REFUSED, f"{error}\n")
+        _give_up(REFUSED, error)
         sys.exit(Refused.status)
     except Failed as error:
+        if isinstance(error, Diverged):
+            _give_up(DIVERGED, error)
         # What went wrong is known, so a traceback would only hide it; the supervisor reads this line.
         print(f"Error: {error}", file=sys.stderr, flush=True)
         sys.exit(Failed.status)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from hpc.config import Config, Container, Launcher, PrepareJob, TrainJob
 from hpc.request import Request, clock, seconds
-from hpc.runs import NAME, read_json
+from hpc.runs import NAME
 from trainer import problems as training
 from trainer.config import CorpusSource, Device, TrainerConfig
 from trainer.fit import nearest
@@ -27,8 +26,10 @@ def problems(config: Config, request: Request) -> list[Problem]:
     """Everything that is wrong with a request, as far as its values and the cluster's description show."""
     found = [*_name(config), *_words(config), *_shape(config, request), *_time(config, request), *_container(config)]
     if isinstance(config.job, TrainJob):
-        own = list(training.problems(_trainer(config), max(1, request.world_size), max(1, request.ranks_per_node)))
-        found += own or _memory(config, request)
+        own = list(
+            training.problems(trainer_config(config), max(1, request.world_size), max(1, request.ranks_per_node))
+        )
+        found += [*_device(config, request), *(own or _memory(config, request))]
     if isinstance(config.job, PrepareJob):
         found += _corpus(config, request)
     return found
@@ -144,40 +145,14 @@ def _container(config: Config) -> Iterator[Problem]:
         )
 
 
-def data(config: Config) -> Iterator[Problem]:
-    """Whether the data set that training would read is there, and fits the model."""
-    if not isinstance(config.job, TrainJob):
-        return
-    path = Path(config.data.path)
-    manifest = read_json(path / "dataset.json")
-    if manifest is None:
-        what = "is not there" if not path.exists() else "holds no complete data set (no dataset.json)"
-        yield Problem("data.path", str(path), f"{what}. Make it first: hpc submit job=prepare data=NAME --wait")
-        return
-    ids = manifest.get("vocab_size")
-    if isinstance(ids, int) and ids > config.model.vocab_size:
-        yield Problem(
-            "model.vocab_size",
-            str(config.model.vocab_size),
-            f"the tokenizer of {path} has {ids} ids",
-            f"model.vocab_size={ids}",
-        )
-    from trainer.data import mixture  # here, for it brings numpy, which the other commands do without
-
-    splits = {
-        split: {source: int(entry["tokens"]) for source, entry in sources.items()}
-        for split, sources in manifest.get("splits", {}).items()
-    }
-    if "train" in splits:
-        yield from mixture.problems(splits["train"], config.data)
-    every = config.train.evaluate.every_steps
-    if every and not any(splits.get("validation", {"": 1}).values()):
-        yield Problem(
-            "train.evaluate.every_steps",
-            str(every),
-            f"{path} has no documents to validate on; data.corpus.validation_share keeps some, when it is prepared",
-            "train.evaluate.every_steps=0",
-        )
+def _device(config: Config, request: Request) -> Iterator[Problem]:
+    # What is in this machine, which cluster=local stands for, nobody has described.
+    cluster = config.cluster
+    if config.train.device is Device.cuda and not request.node.gpus and cluster.launcher is Launcher.slurm:
+        allowed = f"a node of partition {request.partition} of {cluster.name} has no GPUs"
+        with_gpus = [name for name, each in cluster.partitions.items() if cluster.node_types[each.node_type].gpus]
+        fix = f"job.partition={with_gpus[0]}, or train.device=auto" if with_gpus else "train.device=auto"
+        yield Problem("train.device", "cuda", allowed, fix)
 
 
 def _corpus(config: Config, request: Request) -> Iterator[Problem]:
@@ -196,7 +171,7 @@ def _corpus(config: Config, request: Request) -> Iterator[Problem]:
 
 def _memory(config: Config, request: Request) -> Iterator[Problem]:
     """Whether the layout holds the model in the memory of the GPUs and of the nodes, before any is taken."""
-    node, whole = request.node, _trainer(config)
+    node, whole = request.node, trainer_config(config)
     world, each = max(1, request.world_size), max(1, request.ranks_per_node)
     gpu = node.gpus > 0 and config.train.device is not Device.cpu
     room = node.gpu_memory_gb * GPU_SHARE if gpu and node.gpu_memory_gb else math.inf
@@ -231,7 +206,8 @@ def _kinds(memory: Memory) -> str:
     return ", ".join(f"{kind} {size:.1f}" for kind, size in sizes.items() if size >= 0.05)
 
 
-def _trainer(config: Config) -> TrainerConfig:
+def trainer_config(config: Config) -> TrainerConfig:
+    """What of a request the trainer is given."""
     return TrainerConfig(config.model, config.data, config.optim, config.parallel, config.train)
 
 
@@ -246,7 +222,7 @@ def rank_memory_gb(config: Config) -> float:
     from hpc.request import resolve
 
     request = resolve(config)
-    memory = estimate(_trainer(config), max(1, request.world_size), max(1, request.ranks_per_node), gpu=False)
+    memory = estimate(trainer_config(config), max(1, request.world_size), max(1, request.ranks_per_node), gpu=False)
     return TORCH_RANK_GB + (memory.total + memory.offloaded) / GIB
 
 

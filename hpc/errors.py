@@ -13,3 +13,7 @@ class Failed(Exception):
     """Something outside went wrong, such as a full disk or a Slurm that does not answer. Exit status 1."""
 
     status = 1
+
+
+class Diverged(Failed):
+    """Training says that it cannot go on: another attempt would see the same. A person must look."""

@@ -15,6 +15,7 @@ class Cause(Enum):
     finished = "finished"  # the FINISHED marker is there
     cancelled = "cancelled"  # a person ended it
     refused = "refused"  # a rank found a mistake in the request
+    diverged = "diverged"  # training found that it cannot go on: a loss that is not finite, or spikes again and again
     time_limit = "time_limit"
     preemption = "preemption"
     node_failure = "node_failure"
@@ -74,7 +75,7 @@ def decide(attempts: Sequence[Record], *, max_fruitless: int, seconds_left: floa
         return Decision(Action.end, "finished")
     if cause is Cause.cancelled:
         return Decision(Action.end, "cancelled")
-    if cause is Cause.refused:
+    if cause in (Cause.refused, Cause.diverged):
         return Decision(Action.stop, last.evidence)
     count = fruitless(attempts)
     if count >= max_fruitless:

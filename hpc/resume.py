@@ -6,16 +6,19 @@ import re
 import shutil
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc import provenance, slurm, submit
-from hpc.config import Config, Launcher
+from hpc import check, provenance, slurm, submit
+from hpc.config import Config, Launcher, TrainJob
 from hpc.errors import Failed, Refused
 from hpc.queue import belongs, controller, local_lives
 from hpc.runs import Run, disk_failure, read_json, sync_folder, write_json, write_text
 from hpc.submit import Plan
 from hpc.waiting import outcome
+from trainer import checkpoint_folder as checkpoints
+from trainer.problems import Problem
 
 
 def words(run: Run, new: list[str]) -> list[str]:
@@ -35,8 +38,89 @@ def keep_places(config: Config, run: Run, new: list[str]) -> None:
     before = run.config()
     config.name = run.name
     config.cluster.runs = str(run.folder.parent.parent)
-    if not any(_key(word) in ("data", "data.path", "cluster.data") for word in new):
+    keys = {_key(word) for word in new}
+    if not keys & {"data", "data.path", "cluster.data"}:
         config.cluster.data, config.data.path = before.cluster.data, before.data.path
+    if not keys & {"data", "data.corpus.files"}:
+        config.data.corpus.files = before.data.corpus.files
+    if "train.init_from" not in keys:
+        config.train.init_from = before.train.init_from
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The newest complete checkpoint of a run."""
+
+    step: int
+    marker: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data."""
+        return self.marker["identity"]["data"]["fingerprint"]
+
+
+def newest(run: Run) -> Saved | None:
+    """The checkpoint that the run would go on from, as far as can be seen without reading it all."""
+    steps = checkpoints.complete_steps(run.checkpoints) if run.checkpoints.is_dir() else []
+    markers = ((step, checkpoints.read_marker(run.checkpoints, step)) for step in reversed(steps))
+    return next((Saved(step, marker) for step, marker in markers if marker is not None), None)
+
+
+def keep_phases(config: Config, saved: Saved | None, new: list[str]) -> None:
+    """Phases of the mixture begin where they began, also in a longer run: what was read is read in that order.
+
+    Phases that are typed anew count as they are.
+
+    Raises:
+        Refused: if the run is to end before the last of them begins.
+    """
+    phases = config.data.mixture.phases
+    if saved is None or not phases or any(re.match(r"data$|experiment$|data\.mixture\b", _key(word)) for word in new):
+        return
+    from trainer.data.mixture import first_samples, kept_phases
+    from trainer.identity import phase_starts
+
+    samples = -(-config.train.tokens // config.data.seq_len)
+    starts = phase_starts(saved.marker)
+    if len(starts) != len(phases) or starts == first_samples(phases, samples):
+        return
+    if starts[-1] >= samples:
+        begins = starts[-1] * config.data.seq_len
+        allowed = f"the run's last phase of data.mixture begins at token {begins}, and the run cannot end before"
+        fix = f"train.tokens={begins + config.data.seq_len}"
+        raise Refused(str(Problem("train.tokens", str(config.train.tokens), allowed, fix)))
+    config.data.mixture.phases = kept_phases(phases, starts, samples)
+
+
+def refuse_other(run: Run, config: Config, saved: Saved, new: list[str]) -> None:
+    """
+    Raises:
+        Refused: if the run could not go on from its checkpoint: its model, its samples or its seed would be others.
+    """
+    if not isinstance(config.job, TrainJob):
+        return
+    from trainer.data.files import DataError
+    from trainer.data.manifest import Manifest
+    from trainer.identity import differences, identity, typed
+
+    if any(_key(word) == "train.init_from" for word in new):
+        allowed = f"the run has weights of its own already, those of step {saved.step}"
+        raise Refused(str(Problem("train.init_from", str(config.train.init_from), allowed, "hpc submit, as a new run")))
+    try:
+        data = Manifest.read(Path(config.data.path))
+    except DataError:  # not there, of which a dry run was told
+        data = saved
+    problems = []
+    for found in differences(saved.marker["identity"], identity(check.trainer_config(config), data)):
+        if found.field == "data.fingerprint":
+            fix = f"data.path={run.config().data.path}, if it holds what it held then"
+            problems.append(Problem("data.path", config.data.path, "the run was trained on other tokens", fix))
+        else:
+            had = f"the run's checkpoint of step {saved.step} has {typed(found.before) or '{}'}, and that cannot change"
+            problems.append(Problem(found.field, typed(found.now) or "{}", had, found.fix or "leave it as it was"))
+    if problems:
+        raise Refused("\n".join(map(str, problems)))
 
 
 def refuse_live(run: Run) -> None:

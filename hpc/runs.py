@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 # Inside attempts/<k>/, beside the records.
 ADDRESS = "address.json"  # where rank 0 listens
 READY = "READY"  # all ranks joined and handle the stop signals
-REFUSED = "REFUSED"  # a rank found a mistake in the request: no further attempt would do better
+# Why no further attempt would do better, in words; the second for a mistake in the request.
+DIVERGED, REFUSED = "DIVERGED", "REFUSED"
 
 # A run's name becomes a folder, a job name and a part of log lines.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

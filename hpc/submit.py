@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from hpc import attempt, check, script, slurm
+from hpc import attempt, check, check_disk, script, slurm
 from hpc.config import Config, Launcher
 from hpc.errors import Failed, Refused
 from hpc.request import Request, resolve
@@ -33,11 +33,12 @@ class Plan:
     missing: tuple[Problem, ...]  # what a dry run can do without
 
 
-def plan(config: Config, *, dry_run: bool = False) -> Plan:
+def plan(config: Config, *, dry_run: bool = False, begun: bool = False) -> Plan:
     """Check a request against its cluster. Writes nothing.
 
     Args:
         dry_run: data that is not there yet and memory that is not free now are told instead of refused.
+        begun: the run has weights of its own already, and does not look for those of another.
 
     Raises:
         Refused: with every problem that was found, one a line.
@@ -49,7 +50,7 @@ def plan(config: Config, *, dry_run: bool = False) -> Plan:
     emulated = emulation is not None
     request = resolve(config)
     problems = check.problems(config, request)
-    missing = list(check.data(config))
+    missing = [*check_disk.data(config), *([] if begun else check_disk.weights(config))]
     if not problems and (emulated or config.cluster.launcher is Launcher.local):
         missing += check.fits_here(config, request, psutil.virtual_memory().available / 2**30)
     if refused := problems + ([] if dry_run else missing):
@@ -174,3 +175,5 @@ def _absolute(config: Config) -> None:
     config.cluster.data = os.path.abspath(Path(config.cluster.data).expanduser())  # noqa: PTH100
     config.data.corpus.files = [os.path.abspath(Path(f).expanduser()) for f in config.data.corpus.files]  # noqa: PTH100
     config.data.path = os.path.abspath(Path(config.data.path).expanduser())  # noqa: PTH100
+    if config.train.init_from is not None:
+        config.train.init_from = os.path.abspath(Path(config.train.init_from).expanduser())  # noqa: PTH100

@@ -24,7 +24,7 @@ from hpc.errors import Failed, Refused
 from hpc.ledger import Record
 from hpc.request import resolve
 from hpc.requeue import Action, Cause, Decision, decide
-from hpc.runs import READY, REFUSED, Run, disk_failure
+from hpc.runs import DIVERGED, READY, REFUSED, Run, disk_failure
 
 POLL = 0.1  # seconds between two looks at the ranks
 REPEAT = 3.0  # seconds after which a stop is forwarded again: signals to steps do get lost
@@ -260,8 +260,9 @@ class Supervisor:
         folder = ledger.folder(self.run, record.number)
         if self.run.finished:
             return Cause.finished, "FINISHED"
-        if (folder / REFUSED).exists():
-            return Cause.refused, (folder / REFUSED).read_text(encoding="utf-8").strip()
+        for marker, cause in ((REFUSED, Cause.refused), (DIVERGED, Cause.diverged)):
+            if (folder / marker).exists():
+                return cause, (folder / marker).read_text(encoding="utf-8").strip()
         if self.run.cancelled:
             return Cause.cancelled, "hpc cancel"
         if self.node_failure:

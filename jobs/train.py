@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hpc.attempt import Attempt
 from hpc.config import Config, GpuRequest
-from hpc.errors import Failed, Refused
+from hpc.errors import Diverged, Failed, Refused
 from hpc.request import resolve
 from hpc.runs import Run, load_config, mark_finished, write_text
 from monitoring.record import Recorder
@@ -41,7 +41,8 @@ class Train:
 
         Raises:
             Refused: if the request cannot be met: no further attempt would do better.
-            Failed: if training cannot go on, such as on a full disk or a loss that is not finite.
+            Diverged: if training found that it cannot go on, such as on a loss that is not finite.
+            Failed: if something else is in the way, such as a full disk.
         """
         attempt = Attempt.from_environment()
         attempt.install_stop_handlers()
@@ -63,7 +64,7 @@ class Train:
             record.close()
 
     def _train(self, config: TrainerConfig, attempt: Attempt, record: Recorder, *, whole: Config) -> None:
-        dataset, validation = _dataset(config), _validation(config)
+        dataset, validation = _dataset(config, attempt), _validation(config)
         with _quick_start():
             engine = _build(config, attempt, record, granted=_gpus_granted(whole, attempt))
         from trainer.checkpoint import CheckpointError, CheckpointMismatch
@@ -84,9 +85,11 @@ class Train:
                 folder=attempt.folder,
                 peak_flops=_peak_flops(whole, engine),
             )
-        except CheckpointMismatch as error:
+        except (CheckpointMismatch, DataError) as error:
             raise Refused(str(error)) from error
-        except (CheckpointError, FailedTraining, DataError) as error:
+        except FailedTraining as error:
+            raise Diverged(str(error)) from error
+        except CheckpointError as error:
             raise Failed(str(error)) from error
         if outcome.kind == "finished":
             self._finish(config, engine, outcome, record)
@@ -108,6 +111,7 @@ class Train:
                 loss_first=outcome.loss_first,
                 loss_last=outcome.loss_last,
                 tokens_per_s=outcome.tokens_per_s,
+                by_source=outcome.sources,
             )
         except OSError as error:
             raise Failed(
@@ -162,11 +166,17 @@ def _peak_flops(whole: Config, engine: Engine) -> float | None:
     return resolve(whole).node.gpu_peak_tflops * 1e12 * engine.world_size or None
 
 
-def _dataset(config: TrainerConfig) -> TokenDataset:
+def _dataset(config: TrainerConfig, attempt: Attempt) -> TokenDataset:
     from trainer.data import DataError, TokenDataset
 
     try:
-        dataset = TokenDataset(config.data, seed=config.train.seed, tokens=config.train.tokens)
+        dataset = TokenDataset(
+            config.data,
+            seed=config.train.seed,
+            tokens=config.train.tokens,
+            rank=attempt.rank,
+            world_size=attempt.world_size,
+        )
     except DataError as error:
         raise Refused(str(error)) from error
     if dataset.vocab_size > config.model.vocab_size:

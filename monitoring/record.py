@@ -23,7 +23,8 @@ when the record was made, unix seconds; a clock may jump, so order is by ``seq``
   ``dropped``, an integer: rows sent to the layer's experts beyond their capacity.
 - ``event``: something happened. ``event`` names it, the other fields say what. Known to readers: ``resumed``
   with ``step``, the checkpoint's step from which this attempt goes on; ``rewound`` with ``to_step``, the step
-  from which it goes on once more, having gone back by itself.
+  from which it goes on once more, having gone back by itself. One with more fields than a line holds takes
+  several lines of the same ``event`` and ``step``.
 - ``dropped``: records were lost because they could not be written. ``count``, ``error``.
 
 Metrics are floats and stand beside the other fields; those names win over a metric of the same name. A metric
@@ -135,7 +136,10 @@ def encode(seq: int, t: float, kind: str, fields: Mapping[str, Any]) -> list[byt
                 found += lines(seq + len(found), t, kind, fixed if first else fixed | more, {})
         return found
     if kind == "event":
-        return list(lines(seq, t, kind, {"event": str(fields["event"])[: LINE // 32]}, _plain(fields["fields"])))
+        given, fixed = _plain(fields["fields"]), {"event": str(fields["event"])[: LINE // 32]}
+        if type(given.get("step")) is int:
+            fixed["step"] = given["step"]
+        return list(lines(seq, t, kind, fixed, given))
     return list(lines(seq, t, kind, {}, _plain(fields)))
 
 

@@ -7,9 +7,10 @@ its start, and the caller is told to forget what it had.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,22 @@ class TextTail(_Growing):
 
 def _text(line: bytes) -> str:
     return clean(line[-(1 << 14) :].decode("utf-8", "replace"))
+
+
+def events(attempt: Path, names: Collection[str]) -> Iterator[dict[str, Any]]:
+    """The events of these names that rank 0 recorded in an attempt's folder, in order; other lines are not parsed."""
+    wanted = [b'"event":' + orjson.dumps(name) for name in names]
+    try:
+        with layout.rank_records(attempt, 0).open("rb") as file:
+            for line in file:
+                if not any(each in line for each in wanted):
+                    continue
+                with contextlib.suppress(ValueError):  # torn or damaged
+                    record = orjson.loads(line[line.rfind(b"\0") + 1 :])
+                    if isinstance(record, dict) and record.get("kind") == "event" and record.get("event") in names:
+                        yield record
+    except OSError:  # nothing is recorded yet
+        return
 
 
 def last_record(attempt: Path) -> dict[str, Any] | None:

@@ -26,7 +26,7 @@ from trainer import rng
 from trainer.agreement import Agreement
 from trainer.checkpoint_errors import CheckpointError, CheckpointMismatch
 from trainer.interval import Cost
-from trainer.loading import differences, listed, load, load_weights
+from trainer.loading import in_words, listed, load, load_weights
 from trainer.record import Record
 from trainer.staging import Staged, lay_out
 from trainer.writing import RNG, Saving, Writer
@@ -50,6 +50,9 @@ class Progress:
     loss_last: float | None = None
     skipped: list[list[int]] = field(default_factory=list)  # samples [first, last) left out on purpose
     watch: dict[str, Any] = field(default_factory=dict)  # what trainer.guard remembers; JSON values
+    # On rank 0 as of the last save, for people: tokens and epochs of each source; follows from the two above.
+    sources: dict[str, dict[str, float]] = field(default_factory=dict)
+    counted: int = 0  # samples below this one are in ``sources``
 
 
 class Resumable(Protocol):
@@ -243,6 +246,34 @@ class Checkpoints:
         self._since = (progress.step, time.perf_counter())
         return progress
 
+    def rewind(self, engine: Resumable, *, seed: int, behind: int, rewinds: int) -> Progress:
+        """Load the newest complete checkpoint, and go on from the samples behind those that training went wrong on.
+
+        Where training went back to that one before and has saved nothing since, what is wrong may be in it already:
+        then the one before, if there is one. That it went back is on disk when this returns.
+
+        Args:
+            behind: the first sample that is to be seen again.
+            rewinds: how often training has gone back, this time included.
+
+        Raises:
+            CheckpointError: as ``resume``.
+        """
+        self.wait()
+        self._agree.on_rank_0(self._drop_tried)
+        progress = self.resume(engine, seed=seed)
+        progress.skipped = [*progress.skipped, [progress.next_sample, behind]]
+        progress.next_sample = behind
+        progress.watch = {**progress.watch, "rewinds": rewinds}
+        changes = {key: getattr(progress, key) for key in ("next_sample", "skipped", "watch")}
+        self._agree.on_rank_0(lambda: disk.amend(self.folder, progress.step, changes))
+        return progress
+
+    def _drop_tried(self) -> None:
+        steps = disk.complete_steps(self.folder)
+        if len(steps) > 1 and disk.amended(self.folder, steps[-1]):
+            self._pass_over(steps[-1], "training went wrong after it once more", kind="passed_over")
+
     def _resume(self, engine: Resumable, seed: int) -> Progress:
         passed_over: list[tuple[int, str]] = []
         for step, marker in reversed(self._agree.on_rank_0(self._tidy_and_list)):
@@ -284,15 +315,15 @@ class Checkpoints:
 
     def _load(self, step: int, marker: Mapping[str, Any], state: Mapping[str, Any]) -> str | None:
         """Load one checkpoint; why that cannot be done, or None. The same on all ranks."""
-        if different := differences(marker["identity"], self.identity):
+        if different := in_words(marker["identity"], self.identity):
             raise CheckpointMismatch(
                 f"the checkpoint of step {step} in {self.folder} belongs to another model or other data: {different}"
             )
         return load(disk.step_folder(self.folder, step), marker["files"], state, self._agree)
 
-    def _pass_over(self, step: int, reason: str) -> None:
+    def _pass_over(self, step: int, reason: str, kind: str = "corrupt_checkpoint") -> None:
         disk.mark_corrupt(self.folder, step)
-        self.record.event("corrupt_checkpoint", step=step, reason=reason)
+        self.record.event(kind, step=step, reason=reason)
         log.warning("checkpoint of step %d is passed over: %s", step, reason)
 
     def _restore_rng(self, step: int, saved_world_size: int, seed: int) -> None:

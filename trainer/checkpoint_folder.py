@@ -5,6 +5,7 @@ checkpoints/
   step-120/                 .metadata, __<rank>_0.distcp (torch.distributed.checkpoint), rng.pt
     COMPLETE                written last: where training stands, size and checksum of each file, its own checksum
     CORRUPT                 COMPLETE, renamed, of a checkpoint that was found damaged and passed over
+    AMENDED                 what counts instead of COMPLETE's progress since training went back to this checkpoint
   .step-160.tmp-<token>/    being written, or left over by a writer that died
 ```
 
@@ -32,8 +33,9 @@ from typing import Any
 CHECKPOINTS = "checkpoints"  # the folder in a run's
 COMPLETE = "COMPLETE"
 CORRUPT = "CORRUPT"
+AMENDED = "AMENDED"
 UNREADABLE = f"{COMPLETE} cannot be read"
-FORMAT = 2  # of COMPLETE; raised when an old reader would misread it
+FORMAT = 3  # of COMPLETE; raised when an old reader would misread it
 
 BLOCK = 4096  # bytes; what is written past the page cache begins and ends at multiples of it
 CHUNK = 16 << 20  # bytes written at a time
@@ -65,23 +67,47 @@ def commit(folder: Path, temporary: Path, step: int, marker: Mapping[str, Any]) 
         remove(final)
     temporary.rename(final)
     sync_folder(folder)
-    written = final / f".{COMPLETE}.tmp"
-    with written.open("w") as file:
-        json.dump({"format": FORMAT, "checksum": _checksum(marker), **marker}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    written.rename(final / COMPLETE)
-    sync_folder(final)
+    _write_checked(final / COMPLETE, marker)
 
 
 def read_marker(folder: Path, step: int) -> dict[str, Any] | None:
-    """The marker that ``commit`` was given, or None where it is damaged or of a format that is not known."""
+    """The marker that ``commit`` was given, or None where it is damaged or of a format that is not known.
+
+    What ``amend`` wrote later stands in its "progress".
+    """
+    path = step_folder(folder, step)
+    marker = _read_checked(path / COMPLETE)
+    if marker is not None and (amended := _read_checked(path / AMENDED)) is not None:
+        marker["progress"] = marker["progress"] | amended
+    return marker
+
+
+def amend(folder: Path, step: int, progress: Mapping[str, Any]) -> None:
+    """Have a complete checkpoint say other values in its "progress"; JSON values."""
+    _write_checked(step_folder(folder, step) / AMENDED, progress)
+
+
+def amended(folder: Path, step: int) -> bool:
+    return (step_folder(folder, step) / AMENDED).exists()
+
+
+def _write_checked(path: Path, content: Mapping[str, Any]) -> None:
+    written = path.with_name(f".{path.name}.tmp")
+    with written.open("w") as file:
+        json.dump({"format": FORMAT, "checksum": _checksum(content), **content}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    written.rename(path)
+    sync_folder(path.parent)
+
+
+def _read_checked(path: Path) -> dict[str, Any] | None:
     try:
-        marker = json.loads((step_folder(folder, step) / COMPLETE).read_text())
-        known = marker.pop("format") == FORMAT and marker.pop("checksum") == _checksum(marker)
+        content = json.loads(path.read_text())
+        known = content.pop("format") == FORMAT and content.pop("checksum") == _checksum(content)
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
-    return marker if known else None
+    return content if known else None
 
 
 def mark_corrupt(folder: Path, step: int) -> None:

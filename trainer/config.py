@@ -283,7 +283,10 @@ class ParallelConfig:
 
 @dataclass
 class LossScaleConfig:
-    """The loss scale of fp16: halved when gradients overflow, doubled after a while without."""
+    """The loss scale of fp16: halved when gradients overflow, doubled after a while without.
+
+    As published ones, it is that of a loss which is a mean over one rank's tokens, and gradients that are averaged.
+    """
 
     initial: float = 65536.0
     window: int = 1000  # steps without overflow after which it doubles

@@ -14,6 +14,10 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 from trainer.config import Device
 
+# For a collective: above what trainer.watchdog allows the slowest part, which knows better what takes long, and says
+# where a rank hangs.
+PATIENCE = timedelta(minutes=90)
+
 
 def join(
     *,
@@ -30,7 +34,7 @@ def join(
     (host, port) with ``lookup()``. Nobody guesses a port, so runs that share a node cannot collide.
 
     Args:
-        timeout: after which a rank that waits for another gives up.
+        timeout: after which a rank that waits for another to join gives up.
     """
     if rank == 0:
         # Bound on all interfaces; the name is only how this process reaches its own server.
@@ -45,7 +49,7 @@ def join(
         store=store,
         rank=rank,
         world_size=world_size,
-        timeout=timeout,
+        timeout=PATIENCE,
         device_id=device if cuda else None,
     )
     # Over gloo on ranks of every kind.

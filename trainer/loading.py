@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from trainer import checkpoint_folder as disk
 from trainer.agreement import Agreement, failure_of
 from trainer.checkpoint_errors import CheckpointError, CheckpointMismatch
+from trainer.identity import differences
 
 
 def load(path: Path, files: Mapping[str, list[int | str]], state: Mapping[str, Any], agree: Agreement) -> str | None:
@@ -62,7 +63,7 @@ def load_weights(path: Path, state: Mapping[str, Any], model: Mapping[str, Any],
     for step, marker in markers:
         reason: str | None = disk.UNREADABLE
         if marker is not None:
-            if different := differences(marker["identity"].get("model", {}), model, "model."):
+            if different := in_words(marker["identity"].get("model", {}), model, "model."):
                 raise CheckpointMismatch(f"train.init_from={path}: its weights are of another model: {different}")
             reason = load(disk.step_folder(folder, step), marker["files"], wanted, agree)
         if reason is None:
@@ -80,20 +81,11 @@ def _markers(path: Path) -> tuple[Path, list[tuple[int, dict[str, Any] | None]]]
     return folder, [(step, disk.read_marker(folder, step)) for step in steps]
 
 
-def differences(saved: Mapping[str, Any], mine: Mapping[str, Any], prefix: str = "") -> str:
-    """In which values two nested mappings differ, in words; empty where in none."""
-    return "; ".join(sorted(_differences(saved, mine, prefix)))
-
-
-def _differences(saved: Mapping[str, Any], mine: Mapping[str, Any], prefix: str = "") -> set[str]:
-    found: set[str] = set()
-    for key in {*saved, *mine}:
-        before, now = saved.get(key), mine.get(key)
-        if isinstance(before, Mapping) and isinstance(now, Mapping):
-            found |= _differences(before, now, f"{prefix}{key}.")
-        elif before != now:
-            found.add(f"{prefix}{key} is {now}, was {before}")
-    return found
+def in_words(saved: Mapping[str, Any], mine: Mapping[str, Any], prefix: str = "") -> str:
+    """In which values a checkpoint and a run differ, and what to type instead; empty where in none."""
+    found = differences(saved, mine, prefix)
+    text, fixes = "; ".join(map(str, found)), " ".join(filter(None, (each.fix for each in found)))
+    return f"{text}. Try: {fixes}" if fixes else text
 
 
 def listed(passed_over: list[tuple[int, str]]) -> str:

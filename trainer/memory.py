@@ -3,10 +3,11 @@
 An estimate from shapes: what each engine keeps of parameters, gradients and optimizer state, and what the decoder's
 operations keep for backward. A step has some moments that may be its fullest; each is added up, and the largest told.
 
-How near it is, as ``tests/trainer/test_memory.py`` holds it: parameters, gradients and optimizer state within 3 % of
-the bytes that FSDP2 and DeepSpeed hold on real ranks; the whole within 10 % of a trace of the step on tensors without
-memory, for models of 0.1 to 7 billion parameters under FSDP. Compiling is not counted: it only takes away. Of what
-GPUs need, CUDA's context, NCCL's buffers and the allocator's leftovers are not in it.
+How near it is, as ``tests/trainer/test_memory.py`` holds it: parameters, gradients, optimizer state and what is
+offloaded within 3 % of the bytes that FSDP2 and DeepSpeed hold on real ranks, in each precision; the whole within 10 %
+of a trace of the step on tensors without memory, for models of 0.1 to 7 billion parameters under FSDP. Compiling is not
+counted: it only takes away. Of what GPUs need, CUDA's context, NCCL's buffers and the allocator's leftovers are not in
+it.
 """
 
 from __future__ import annotations
@@ -130,17 +131,26 @@ def _deepspeed(config: TrainerConfig, world_size: int, ranks_per_node: int) -> _
     masters, moments, gradients = FLOAT * part, 2 * FLOAT * part, FLOAT * part
     layer, _, root = _parts(config, 1.0)
     bucket = (width + FLOAT) * min(BUCKET, whole)
+    several, sums = _several(config, world_size), 0.0
     if stage == 1:  # gradients of all, until they are reduced after the last pass
-        if _several(config, world_size):
-            gradients += FLOAT * whole
+        if several:
+            sums = FLOAT * whole
         else:
             bucket += FLOAT * whole
     lower = width * (part if stage == 3 else whole)
     gathered = width * min(whole, LIVE + BUCKET) if stage == 3 else 0.0
-    held = Memory(lower + masters, gradients, moments, gathered)
+    held = Memory(lower + masters, gradients + sums, moments, gathered)
     if parallel.offload:
-        host = masters + gradients + moments + (lower if stage == 3 else 0.0)
-        held = Memory(0.0 if stage == 3 else lower, gathered=gathered, offloaded=host)
+        host = masters + gradients + moments
+        if stage == 3:  # gradients once for adding up and once for the optimizer
+            held = Memory(gathered=gathered, offloaded=host + gradients + lower)
+        else:
+            # A buffer for one parameter on either side, and what goes back to the device. Gradients of parameters
+            # in a lower type are added up in float32 on the device, others in host memory.
+            one, low = width * _largest(config), width < FLOAT
+            host += one + width * part + (gradients if several and not low else 0.0)
+            held = Memory(lower, sums + (gradients if low else 0.0), offloaded=host)
+            bucket += one
     return _Layout(held, bucket + width * layer, bucket + width * layer, bucket + width * root)
 
 
@@ -171,6 +181,14 @@ def _parts(config: TrainerConfig, padding: float) -> tuple[float, float, float]:
             sizes[number - 1] += experts * (padding / own - 1)
     pairs = [one + other for one, other in itertools.pairwise(sizes)]
     return max(sizes), max(pairs, default=sizes[0]), root
+
+
+def _largest(config: TrainerConfig) -> int:
+    """Elements of the largest parameter that a rank computes with: a table, or one matrix of all of a layer's experts
+    on it."""
+    model, moe = config.model, config.model.moe
+    experts = moe.experts // config.parallel.expert_parallel * moe.d_ff if moe is not None else 0
+    return model.d_model * max(model.vocab_size, model.d_ff, model.d_model, experts)
 
 
 def _experts(model: ModelConfig) -> int:

@@ -44,7 +44,7 @@ def problems(config: TrainerConfig, world_size: int, ranks_per_node: int = 0) ->
     """
     yield from _model(config.model)
     yield from _data(config.data, config.model)
-    yield from _batch(config.data, config.parallel, config.train, world_size)
+    yield from _batch(config.data, config.parallel, config.train, world_size, ranks_per_node)
     yield from _optim(config.optim)
     yield from _layout(config, world_size, ranks_per_node or world_size)
     yield from _train(config.train)
@@ -83,7 +83,7 @@ def _model(model: ModelConfig) -> Iterator[Problem]:
             str(model.heads),
             f"rotary positions need an even head size, this is {model.d_model // model.heads}",
         )
-    if model.heads % model.kv_heads:
+    elif model.heads % model.kv_heads:
         nearest = max(h for h in range(1, model.kv_heads + 1) if model.heads % h == 0)
         yield Problem(
             "model.kv_heads", str(model.kv_heads), f"must divide model.heads={model.heads}", f"model.kv_heads={nearest}"
@@ -169,7 +169,9 @@ def _mixture(data: DataConfig) -> Iterator[Problem]:
         )
 
 
-def _batch(data: DataConfig, parallel: ParallelConfig, train: TrainConfig, world_size: int) -> Iterator[Problem]:
+def _batch(
+    data: DataConfig, parallel: ParallelConfig, train: TrainConfig, world_size: int, ranks_per_node: int
+) -> Iterator[Problem]:
     for name, value in (
         ("train.tokens", train.tokens),
         ("train.batch_tokens", train.batch_tokens),
@@ -182,19 +184,50 @@ def _batch(data: DataConfig, parallel: ParallelConfig, train: TrainConfig, world
     per_pass = data.seq_len * parallel.micro_batch * world_size
     if train.batch_tokens % per_pass:
         nearest = max(1, round(train.batch_tokens / per_pass)) * per_pass
+        same = _same_batch(data, parallel, train, world_size, ranks_per_node)
         yield Problem(
             "train.batch_tokens",
             str(train.batch_tokens),
             f"must be a multiple of data.seq_len x parallel.micro_batch x ranks = "
             f"{data.seq_len} x {parallel.micro_batch} x {world_size} = {per_pass}",
-            f"train.batch_tokens={nearest}",
+            ", or with this batch ".join(filter(None, (f"train.batch_tokens={nearest}", " or ".join(same)))),
         )
+
+
+def _same_batch(
+    data: DataConfig, parallel: ParallelConfig, train: TrainConfig, world_size: int, ranks_per_node: int
+) -> Iterator[str]:
+    """What gives the batch that was asked for: a smaller micro-batch or fewer nodes, which fit too; else both."""
+    sequences, rest = divmod(train.batch_tokens, data.seq_len)
+    if rest:
+        return
+    most = world_size // ranks_per_node if ranks_per_node else 0
+
+    def gives(micro_batch: int, ranks: int) -> bool:
+        return sequences % (micro_batch * ranks) == 0 and ranks % max(1, parallel.expert_parallel) == 0
+
+    smaller = [m for m in range(parallel.micro_batch - 1, 0, -1) if gives(m, world_size)]
+    fewer = [n for n in range(most - 1, 0, -1) if gives(parallel.micro_batch, n * ranks_per_node)]
+    yield from (f"parallel.micro_batch={m}" for m in smaller[:1])
+    yield from (f"job.nodes={n}" for n in fewer[:1])
+    if not smaller and not fewer:
+        for nodes in range(most - 1, 0, -1):
+            if both := [m for m in range(parallel.micro_batch - 1, 0, -1) if gives(m, nodes * ranks_per_node)]:
+                yield f"job.nodes={nodes} parallel.micro_batch={both[0]}"
+                return
 
 
 def _optim(optim: OptimConfig) -> Iterator[Problem]:
     yield from above("optim.lr", optim.lr, 0)
     for name in ("min_lr", "clip", "weight_decay", "warmup_tokens", "eps"):
         yield from at_least(f"optim.{name}", getattr(optim, name), 0)
+    if optim.min_lr > optim.lr > 0:
+        yield Problem(
+            "optim.min_lr",
+            f"{optim.min_lr:g}",
+            f"must not be above optim.lr={optim.lr:g}, from which it falls",
+            f"optim.min_lr={optim.lr / 10:g}",
+        )
     for name in ("beta1", "beta2"):
         yield from within(f"optim.{name}", getattr(optim, name), 0, 1)
     yield from within("optim.stable_until", optim.stable_until, 0, 1)
@@ -298,6 +331,8 @@ def _train(train: TrainConfig) -> Iterator[Problem]:
             )
     else:
         yield from at_least("train.checkpoint.every_steps", checkpoint.every_steps, 0)
+    for name in ("seed", "experts_every", "ranks_every", "sample_tokens"):
+        yield from at_least(f"train.{name}", getattr(train, name), 0)
     yield from above("train.checkpoint.mttf_hours", checkpoint.mttf_hours, 0)
     yield from at_least("train.checkpoint.keep_every", checkpoint.keep_every, 0)
     if checkpoint.keep_latest < 1:

@@ -51,6 +51,8 @@ class Record(Protocol):
         - ``resumed`` and ``rng_reseeded``
         - ``checkpoint_begin``, ``checkpoint`` (``seconds`` until it was complete, ``blocked_s`` that training waited),
           ``checkpoint_failed`` and ``corrupt_checkpoint`` (``reason``)
+        - ``sources``, with each ``checkpoint_begin``: of each source ``tokens/<source>`` and ``epochs/<source>``, read
+          since the first attempt by the samples below ``next_sample``, skipped ones left out
         - ``warm_start``: with the weights ``of_step`` in ``folder``
         - ``skipped_step``: ``loss`` or ``grad_norm`` is not finite, nothing was updated; ``overflow``: the same for
           gradients under a ``loss_scale``; ``spike``: ``sigma`` standard deviations above the usual loss. All with

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from trainer.batch import Batch, keys
 from trainer.config import TrainerConfig, accumulation
+from trainer.consumed import Countable
 from trainer.guard import Guard, Verdict
 from trainer.loss import StepSums, StepTotals, loss_of, valid_tokens
 from trainer.meter import Meter
@@ -18,10 +19,10 @@ from trainer.profile_request import Request
 from trainer.samples import Samples
 
 
-class Dataset(Protocol):
+class Dataset(Countable, Protocol):
     """Samples by index; each a pure function of (the dataset's seed, index)."""
 
-    fingerprint: str  # of the tokens and of how they are ordered
+    fingerprint: str  # of the tokens that samples are made from
     every_token: bool  # every position of every sample is trained on
 
     def batch(self, indices: Sequence[int]) -> Samples:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from trainer.checkpoint import Progress
 from trainer.config import TrainConfig
 from trainer.guard import Verdict
 from trainer.meter import Speed
@@ -40,6 +41,12 @@ def tell_verdict(record: Record, step: Step, sigma: float) -> None:
         details["sigma"] = sigma
     record.event(step.verdict.value, step=step.number, **details)
     log.warning("step %d: %s, loss %g, gradient norm %g", step.number, step.verdict.value, loss, norm)
+
+
+def tell_sources(record: Record, progress: Progress) -> None:
+    """Rank 0, at each save: what training has read of each source."""
+    told = {f"{unit}/{name}": count for name, found in progress.sources.items() for unit, count in found.items()}
+    record.event("sources", step=progress.step, next_sample=progress.next_sample, **told)
 
 
 def each(step: int, every: int) -> bool:

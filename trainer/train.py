@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ import torch.distributed as dist
 from trainer import postmortem
 from trainer.checkpoint import Checkpoints, Progress
 from trainer.config import TrainerConfig
+from trainer.consumed import consumed
 from trainer.evaluate import ValidationSet, evaluate
 from trainer.guard import Guard, Verdict
 from trainer.identity import identity
@@ -25,7 +26,7 @@ from trainer.profile import Profiles
 from trainer.profile_request import FOLDER
 from trainer.record import Record
 from trainer.step import Dataset, Step, Stepper, sample_ids
-from trainer.tell import each, tell_step, tell_verdict
+from trainer.tell import each, tell_sources, tell_step, tell_verdict
 from trainer.watchdog import Watchdog
 
 __all__ = ["Dataset", "Outcome", "identity", "sample_ids", "train"]
@@ -44,6 +45,7 @@ class Outcome:
     loss_first: float | None  # of the run's first step, whichever attempt made it
     loss_last: float | None
     tokens_per_s: float  # over this call's steps; 0 without any
+    sources: dict[str, dict[str, float]]  # rank 0: tokens and epochs of each, as of the last save
 
 
 def train(
@@ -221,29 +223,40 @@ class _Loop:
         return step.verdict is Verdict.spike and not step.updated
 
     def _rewind(self, step: Step) -> Progress:
-        """Go back to the last checkpoint, and on from the samples behind the spike."""
+        """Go back to a checkpoint, and on from the samples behind the spike."""
         self.watchdog.slow("going back to a checkpoint")
         rewinds = self.guard.rewinds + 1
         with self.meter.part("rewind", host=True):
-            progress = self.saved.resume(self.engine, seed=self.config.train.seed)
-        skipped = (progress.next_sample, step.samples.stop)
-        self.progress = replace(progress, next_sample=skipped[1], skipped=[*progress.skipped, skipped])
+            progress = self.progress = self.saved.rewind(
+                self.engine, seed=self.config.train.seed, behind=step.samples.stop, rewinds=rewinds
+            )
+        skipped = progress.skipped[-1]
         self.guard = Guard(self.config.train.watch, self.config.train.loss_scale, progress.watch)
-        self.guard.rewinds = rewinds
         self.saved_at, self.evaluated_at, self.owes_checkpoint = progress.step, -1, False
         if self.engine.rank == 0:
             self.record.event(
                 "rewound", step=progress.step, from_step=step.number, to_step=progress.step, skipped=skipped
             )
             log.warning("back to step %d; samples %d to %d are skipped", progress.step, skipped[0], skipped[1] - 1)
-        return self.progress
+        return progress
 
     def _save(self) -> None:
         self.watchdog.slow("writing a checkpoint")
         self.progress.watch = self.guard.state()
+        if self.engine.rank == 0:
+            self._count()
         with self.meter.part("checkpoint", host=True):
             self.saved.save(self.engine.state(), self.engine.values(), self.progress)
         self.saved_at, self.owes_checkpoint = self.progress.step, False
+
+    def _count(self) -> None:
+        """Rank 0: bring what was read of each source up to date, and tell it."""
+        progress, dataset = self.progress, self.stepper.dataset
+        progress.sources = consumed(
+            dataset, progress.next_sample, progress.skipped, since=progress.counted, known=progress.sources
+        )
+        progress.counted = progress.next_sample
+        tell_sources(self.record, progress)
 
     def _evaluate(self) -> None:
         """Validation loss of the parameters as they are, once for each step."""
@@ -273,6 +286,7 @@ class _Loop:
             loss_first=progress.loss_first,
             loss_last=progress.loss_last,
             tokens_per_s=tokens_per_s,
+            sources=progress.sources,
         )
 
 

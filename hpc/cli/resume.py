@@ -6,6 +6,7 @@ import sys
 
 from hpc import runs
 from hpc.cli import submit as submitting
+from hpc.config import Config
 from hpc.errors import Refused
 from hpc.runs import Run
 
@@ -19,7 +20,7 @@ What was typed for it holds; OVERRIDES change it:
   hpc resume RUN train.tokens=2_000_000             longer, also when it had finished
   hpc resume RUN parallel.sharding=grad_op          with another layout
 
-The model, the data and train.seed cannot change: that is another run.
+The model, the data and train.seed cannot change: that is another run. Phases of data.mixture stay where they began.
 """
 
 
@@ -44,8 +45,16 @@ def _resume(run: Run, new: list[str], flags: set[str]) -> int:
     resume.refuse_live(run)
     typed = resume.words(run, new)
     dry_run = "--dry-run" in flags
-    (plan,) = submitting.plans(typed, dry_run=dry_run, change=lambda config: resume.keep_places(config, run, new))
+    saved = resume.newest(run)
+
+    def keep(config: Config) -> None:
+        resume.keep_places(config, run, new)
+        resume.keep_phases(config, saved, new)
+
+    (plan,) = submitting.plans(typed, dry_run=dry_run, begun=saved is not None, change=keep)
     resume.refuse_finished(run, plan.config)
+    if saved is not None:
+        resume.refuse_other(run, plan.config, saved, new)
     if dry_run:
         print(submit.render(plan, run.folder), end="")
         return 0

@@ -1,15 +1,22 @@
-"""``hpc status``: runs and where they stand, from their own folders and one squeue a cluster."""
+"""``hpc status``: runs and where they stand, from their own folders and one squeue a cluster.
+
+Of one run alone also what it was trained on: its newest checkpoint, samples that were left out, tokens by source.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from hpc import runs
 from hpc.runs import Run
+from hpc.trained import Saved, Source, trained
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 HELP = "runs and where they stand"
 
@@ -30,6 +37,8 @@ class Row:
     tokens: int | None
     target_tokens: int | None
     folder: str
+    checkpoint: Saved | None = None  # of one run alone, as is the next
+    sources: tuple[Source, ...] = ()
 
 
 def main(argv: list[str]) -> int:
@@ -41,6 +50,9 @@ def main(argv: list[str]) -> int:
     root = runs.root()
     found = [runs.find(root, args.run)] if args.run else list(runs.every(root))[: args.n]
     rows = read(found)
+    if args.run:
+        checkpoint, sources = trained(found[0])
+        rows = [replace(rows[0], checkpoint=checkpoint, sources=sources)]
     if args.json:
         print(json.dumps([asdict(row) for row in rows]))
     elif not rows:
@@ -150,4 +162,28 @@ def _table(rows: list[Row]) -> None:
     if not console.is_terminal:
         console = Console(width=200)
     console.print(table)
+    for row in rows:
+        _trained(console, row)
     console.print(Text(time.strftime("%H:%M:%S")), style="dim")
+
+
+def _trained(console: Console, row: Row) -> None:
+    """What one run was trained on, under its row."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if saved := row.checkpoint:
+        console.print(Text(f"\ncheckpoint: step {saved.step}; the next sample is {saved.next_sample}"))
+        for each in saved.skipped:
+            why = f": {each.why}" if each.why else ""
+            console.print(Text(f"skipped: samples {each.first} to {each.last - 1}{why}"))
+    if row.sources:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("source", overflow="fold")
+        for column in ("tokens", "share", "epochs"):
+            table.add_column(column, justify="right")
+        for source in row.sources:
+            cells = (source.source, f"{source.tokens:,}", f"{source.share:.2%}", f"{source.epochs:.2f}")
+            table.add_row(*map(Text, cells))
+        console.print()
+        console.print(table)

@@ -56,10 +56,17 @@ def follow(started: list[Run], flags: set[str]) -> int:
     return 0
 
 
-def plans(words: list[str], *, dry_run: bool, change: Callable[[Config], None] = lambda config: None) -> list[Plan]:
+def plans(
+    words: list[str],
+    *,
+    dry_run: bool,
+    begun: bool = False,
+    change: Callable[[Config], None] = lambda config: None,
+) -> list[Plan]:
     """Every request that was typed, composed and checked: of a multirun all of them, before any is dispatched.
 
     Args:
+        begun: as ``hpc.submit.plan`` has it.
         change: what is done to each composed configuration before it is checked.
     """
     from hpc import submit
@@ -70,7 +77,7 @@ def plans(words: list[str], *, dry_run: bool, change: Callable[[Config], None] =
 
     def one(config: Config) -> None:
         change(config)
-        found.append(submit.plan(config, dry_run=dry_run))
+        found.append(submit.plan(config, dry_run=dry_run, begun=begun))
 
     def task(config: Any) -> None:
         # Hydra prints a traceback's worth of text for an exception that passes through it.

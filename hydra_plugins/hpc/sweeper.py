@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
@@ -14,14 +15,21 @@ if TYPE_CHECKING:
 ConfigStore.instance().store(
     group="hydra/sweeper",
     name="hpc",
-    node={"_target_": "hydra_plugins.hpc.sweeper.HpcSweeper"},
+    node={"_target_": "hydra_plugins.hpc.sweeper.HpcSweeper", "params": None},
     provider="hpc",
 )
 
 
 class HpcSweeper(Sweeper):
     """Hands the task function of ``hpc submit`` all typed configurations; to any other application's it is Hydra's
-    basic sweeper without batches."""
+    basic sweeper without batches.
+
+    Args:
+        params: as of Hydra's basic sweeper: what to sweep over, by key, beside what is typed.
+    """
+
+    def __init__(self, params: Mapping[str, str] | None = None) -> None:
+        self.params = dict(params or {})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context = hydra_context
@@ -35,7 +43,8 @@ class HpcSweeper(Sweeper):
 
         assert self.hydra_context is not None and self.config is not None, "setup comes first"
         loader, master = self.hydra_context.config_loader, self.config
-        found = combinations.expand(OverridesParser.create(config_loader=loader).parse_overrides(arguments))
+        words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        found = combinations.expand(OverridesParser.create(config_loader=loader).parse_overrides(words))
         many = getattr(self.task_function, "many", None)
         if many is None:
             return [self._launcher().launch(found, initial_job_idx=0)]

@@ -13,6 +13,8 @@ import psutil
 import pytest
 
 from hpc.runs import Run
+from trainer.data.manifest import Manifest, ShardEntry, SourceEntry
+from trainer.data.shards import ShardWriter
 
 
 @pytest.fixture
@@ -23,6 +25,32 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HPC_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder of prepared data from so many tokens of each source, nought after nought."""
+
+    def split(path: Path, name: str, sources: dict[str, int], vocab_size: int) -> dict[str, SourceEntry]:
+        (path / name).mkdir(parents=True)
+        found = {}
+        for source, tokens in sources.items():
+            file = f"{name}/{source}-00000.tokens"
+            with ShardWriter(path / file, vocab_size) as writer:
+                writer.add([0] * tokens)
+                head = writer.close()
+            entry = ShardEntry(file, head.file_bytes, head.tokens, head.documents, head.digest.hex())
+            found[source] = SourceEntry(tokens, 1, [entry])
+        return found
+
+    def make(train: dict[str, int], *, vocab_size: int = 400, name: str = "made") -> Path:
+        path = tmp_path / name
+        splits = {"train": split(path, "train", train, vocab_size), "validation": {}}
+        (path / "tokenizer.json").write_text("{}")
+        Manifest({}, "nought", vocab_size, 0, "digest", splits).write(path)
+        return path
+
+    return make
 
 
 @pytest.fixture

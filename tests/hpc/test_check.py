@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
-from hpc.check import data, fits_here, problems, rank_memory_gb
+from hpc.check import fits_here, problems, rank_memory_gb
 from hpc.compose import compose
 from hpc.request import resolve
 
@@ -52,30 +49,41 @@ def test_all_problems_are_said_at_once() -> None:
     assert len(found("cluster=noctua2", "job.nodes=99", "job.time=99-0", "job.ranks_per_node=9")) == 3
 
 
-def test_missing_data_says_how_to_make_it(tmp_path: Path) -> None:
-    config = compose([f"data.path={tmp_path / 'none'}"])
-    [problem] = data(config)
-    assert "hpc submit job=prepare" in str(problem)
+def trained(*overrides: str) -> list[str]:
+    config = compose(["cluster=noctua2", "job.nodes=1", "train.batch_tokens=16384", *overrides])
+    return [str(problem) for problem in problems(config, resolve(config))]
 
 
-def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "dataset.json").write_text('{"vocab_size": 5000}')
-    config = compose([f"data.path={tmp_path}"])
-    [problem] = data(config)
-    assert str(problem).endswith("has 5000 ids. Try: model.vocab_size=5000")
+def test_a_gpu_is_not_asked_of_nodes_without() -> None:
+    assert trained("train.device=cuda") == []
+    [problem] = trained("train.device=cuda", "cluster.node_types.gpu.gpus=0", "job.ranks_per_node=1")
+    assert problem.startswith("train.device=cuda: a node of partition gpu of noctua2 has no GPUs. Try: ")
+    assert problem.endswith("train.device=auto")
 
 
-def test_a_mixture_of_sources_that_the_data_does_not_have_is_refused(tmp_path: Path) -> None:
-    splits = {"train": {"german": {"tokens": 5000}, "english": {"tokens": 9000}}, "validation": {}}
-    (tmp_path / "dataset.json").write_text(json.dumps({"vocab_size": 500, "splits": splits}))
-    here = [f"data.path={tmp_path}"]
-    assert list(data(compose([*here, "train.evaluate.every_steps=0"]))) == []
-    [unknown] = data(compose([*here, "train.evaluate.every_steps=0", "+data.mixture.weights={germn: 1, english: 2}"]))
-    assert str(unknown).startswith(
-        "data.mixture.weights=germn: no such source; the data has german, english. Try: german"
-    )
-    [unmeasured] = data(compose([*here, "train.evaluate.every_steps=5"]))
-    assert unmeasured.fix == "train.evaluate.every_steps=0"
+@pytest.mark.parametrize(
+    ("overrides", "fixes"),
+    [
+        (["job.nodes=3"], "train.batch_tokens=15360, or with this batch job.nodes=2"),
+        (
+            ["job.nodes=2", "parallel.micro_batch=3"],
+            "train.batch_tokens=18432, or with this batch parallel.micro_batch=2",
+        ),
+        (
+            ["job.nodes=3", "parallel.micro_batch=3", "train.batch_tokens=6144"],
+            "train.batch_tokens=9216, or with this batch parallel.micro_batch=2 or job.nodes=2",
+        ),
+        (
+            ["job.nodes=3", "parallel.micro_batch=4", "train.batch_tokens=2048"],
+            "train.batch_tokens=12288, or with this batch job.nodes=2 parallel.micro_batch=1",
+        ),
+        (["job.nodes=1", "train.batch_tokens=100"], "train.batch_tokens=1024"),
+    ],
+)
+def test_a_batch_that_the_layout_cannot_give_comes_with_layouts_that_can(overrides: list[str], fixes: str) -> None:
+    [problem] = trained("parallel.micro_batch=1", *overrides)
+    assert problem.startswith("train.batch_tokens=")
+    assert problem.split("Try: ")[1] == fixes
 
 
 def test_preparing_nothing_is_refused() -> None:

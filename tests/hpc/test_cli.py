@@ -126,6 +126,19 @@ def test_the_login_side_never_imports_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("sweeper", ["hpc", "basic"])
+def test_a_configuration_may_say_itself_what_is_swept_over(tmp_path: Path, sweeper: str) -> None:
+    experiment = tmp_path / "mine" / "experiment" / "swept.yaml"
+    experiment.parent.mkdir(parents=True)
+    experiment.write_text("# @package _global_\ndefaults: [tiny_moe]\nhydra: {sweeper: {params: {job.nodes: '1,2'}}}\n")
+    words = ["job=hello", "cluster=noctua2", "experiment=swept", "job.grace=60,70", f"hydra/sweeper={sweeper}"]
+    done = hpc("submit", "-m", "--dry-run", f"--config-dir={tmp_path}/mine", *words, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("#!/bin/bash") == 4
+    nodes = [line.partition("--nodes=")[2] for line in done.stdout.splitlines() if "--nodes=" in line]
+    assert nodes == ["1", "1", "2", "2"]
+
+
 def test_of_a_multirun_with_one_mistake_nothing_is_dispatched(tmp_path: Path) -> None:
     done = hpc("submit", "job=hello", "--dry-run", "job.nodes=1,99", "-m", "cluster=noctua2", home=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")

@@ -24,6 +24,7 @@ def follow(past: list[Record], left: float = 1e6) -> Action:
         ("finished", Action.end),
         ("cancelled", Action.end),
         ("refused", Action.stop),
+        ("diverged", Action.stop),
         ("time_limit", Action.requeue),
         ("preemption", Action.requeue),
         ("node_failure", Action.requeue),

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from hpc import attempt
 from hpc.compose import compose
-from hpc.runs import READY, REFUSED, Run, read_json
+from hpc.runs import DIVERGED, READY, REFUSED, Run, read_json
 from monitoring import layout
 from trainer.config import CorpusConfig, CorpusSource
 from trainer.data.prepare import prepare
@@ -162,10 +162,11 @@ def test_a_run_signalled_and_killed_ends_as_the_uninterrupted_one(
     assert (finished["step"], finished["tokens"]) == (30, 7680)
     assert finished["loss_last"] < finished["loss_first"]
     assert finished["tokens_per_s"] > 0
+    assert sum(source["tokens"] for source in finished["by_source"].values()) == 7680
     assert whole.run.sample.read_text().startswith("Debian GNU")
     assert (whole.folder / READY).exists()
     kinds = [record["event"] for record in whole.records() if record["kind"] == "event"]
-    assert kinds == ["started", *["checkpoint_begin", "checkpoint"] * 3, "finished"]
+    assert kinds == ["started", *["sources", "checkpoint_begin", "checkpoint"] * 3, "finished"]
     assert list(whole.losses()) == list(range(1, 31))
 
     run = new_run(tmp_path / "parts", data)
@@ -186,7 +187,9 @@ def test_a_run_signalled_and_killed_ends_as_the_uninterrupted_one(
     assert last.wait() == [0, 0], last.log()
     assert run.finished
     assert {**signalled.losses(), **killed.losses(), **last.losses()} == whole.losses()
-    assert read_json(run.finished_file)["loss_first"] == finished["loss_first"]  # type: ignore[index]
+    again = read_json(run.finished_file)
+    assert again is not None
+    assert (again["loss_first"], again["by_source"]) == (finished["loss_first"], finished["by_source"])
     assert run.sample.read_text() == whole.run.sample.read_text()
 
 
@@ -209,7 +212,17 @@ def test_a_mistake_is_refused_before_anything_is_built(
     assert not refused.run.checkpoints.exists()
 
 
-def test_a_shard_that_is_damaged_while_nobody_reads_it_is_one_clear_message(
+def test_a_training_that_cannot_go_on_says_so_and_is_not_tried_again(
+    begin: Callable[[Run, int], Attempt], tmp_path: Path, data: Path
+) -> None:
+    overrides = ("optim.lr=1e30", "optim.clip=0", "optim.warmup_tokens=0", "train.watch.skip_non_finite=1")
+    diverged = begin(new_run(tmp_path / "run", data, *overrides), 1)
+    assert diverged.wait() == [1, 1], diverged.log()
+    assert "the gradient norm nan, after 1 such steps" in (diverged.folder / DIVERGED).read_text()
+    assert "Traceback" not in diverged.log()
+
+
+def test_a_damaged_shard_ends_the_run_with_one_clear_message(
     begin: Callable[[Run, int], Attempt], tmp_path: Path, data: Path
 ) -> None:
     shutil.copytree(data, tmp_path / "data")
@@ -218,7 +231,7 @@ def test_a_shard_that_is_damaged_while_nobody_reads_it_is_one_clear_message(
         content[45] ^= 1
         shard.write_bytes(content)
     failed = begin(new_run(tmp_path / "run", tmp_path / "data"), 1)
-    assert failed.wait() == [1, 1], failed.log()
+    assert failed.wait() == [2, 2], failed.log()
     assert "has a damaged header. Make the data again" in failed.log()
     assert "Traceback" not in failed.log()
-    assert not (failed.folder / REFUSED).exists()
+    assert (failed.folder / REFUSED).exists()

@@ -313,3 +313,11 @@ def test_a_sync_that_the_disk_refuses_is_no_sync(tmp_path: Path, monkeypatch: py
         patched.setattr(record.os, "fsync", refuse)
         assert not recorder.sync()
     assert recorder.close()
+
+
+def test_each_line_of_an_event_of_many_fields_tells_its_step() -> None:
+    fields = {"step": 7, **{f"tokens/language-{i}": 10**12 + i for i in range(200)}}
+    found = [orjson.loads(line) for line in encode(0, 1.0, "event", {"event": "sources", "fields": fields})]
+    assert len(found) > 1 and all((line["event"], line["step"]) == ("sources", 7) for line in found)
+    joined = {key: value for line in found for key, value in line.items() if key.startswith("tokens/")}
+    assert joined | {"step": 7} == fields

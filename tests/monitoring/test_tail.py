@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from monitoring.layout import rank_records
 from monitoring.record import PROTOCOL, encode
-from monitoring.tail import RecordTail, TextTail, last_record, last_step
+from monitoring.tail import RecordTail, TextTail, events, last_record, last_step
 from monitoring.text import clean
 
 
@@ -205,3 +205,14 @@ def test_cleaned_text_has_nothing_a_terminal_acts_on(text: str) -> None:
     assert not any(
         ord(char) < 32 or 127 <= ord(char) < 160 or char in "\u202a\u202b\u202d\u202e\u2066" for char in shown
     )
+
+
+def test_events_of_a_name_are_found_among_damage_and_other_lines(tmp_path: Path) -> None:
+    (spike,) = encode(1, 1.0, "event", {"event": "spike", "fields": {"step": 3}})
+    (other,) = encode(2, 1.0, "event", {"event": "checkpoint", "fields": {"step": 4, "said": '"event":"spike"'}})
+    (rewound,) = encode(3, 1.0, "event", {"event": "rewound", "fields": {"step": 2, "skipped": [8, 12]}})
+    text = b"".join([*lines(4), spike, other, b"\0" * 9 + rewound, spike[:-9]])
+    rank_records(tmp_path, 0).write_bytes(text)
+    found = [(event["event"], event["step"]) for event in events(tmp_path, {"spike", "rewound"})]
+    assert found == [("spike", 3), ("rewound", 2)]
+    assert list(events(tmp_path / "nowhere", {"spike"})) == []

@@ -215,4 +215,4 @@ def test_an_interval_of_its_own_choice_begins_early_and_is_the_same_on_all_ranks
 
 def test_progress_of_an_older_checkpoint_lacks_only_what_it_did_not_know() -> None:
     known = {"step": 3, "tokens": 9, "next_sample": 4, "loss_first": 2.0, "loss_last": 1.0}
-    assert asdict(Progress(**known)) == {**known, "skipped": [], "watch": {}}  # type: ignore[arg-type]
+    assert asdict(Progress(**known)) == {**known, "skipped": [], "watch": {}, "sources": {}, "counted": 0}  # type: ignore[arg-type]

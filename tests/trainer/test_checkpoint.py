@@ -226,7 +226,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_what_differs(ranks: Ranks
     ranks.run(save, tmp_path, 1, world_size=1)
     other = {"identity": {"model": {"layers": 3}, "seed": 5, "data": "x"}}
     (message,) = ranks.run(resume_message, tmp_path, other, world_size=1)
-    assert "belongs to another model or other data: data is x, was None; model.layers is 3, was 2" in message
+    assert "belongs to another model or other data: data is x, was null; model.layers is 3, was 2. Try: " in message
     assert disk.complete_steps(tmp_path) == [1]
 
 

@@ -174,6 +174,15 @@ def test_cross_entropy_in_chunks(rows: int, dtype: torch.dtype, monkeypatch: pyt
     torch.testing.assert_close(each_B, torch.stack(alone), rtol=1e-6, atol=1e-6)
 
 
+def test_an_evaluation_makes_the_logits_and_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    products = []
+    monkeypatch.setattr(head, "multiply", lambda a, b: products.append(b.shape) or a @ b)
+    table_VD = torch.nn.Parameter(torch.randn(32, 8))
+    with torch.no_grad():
+        head.cross_entropy(torch.randn(2, 4, 8), table_VD, torch.zeros(2, 4, dtype=torch.int64))
+    assert products == [(8, 32)]
+
+
 def test_cross_entropy_of_a_certain_mistake_is_the_distance_of_the_logits() -> None:
     weight_VD = torch.tensor([[0.0], [1.0]])
     total, _ = cross_entropy(torch.full((1, 1, 1), 1000.0), weight_VD, torch.zeros(1, 1, dtype=torch.int64))

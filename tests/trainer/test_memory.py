@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import tiny
@@ -44,12 +45,13 @@ def even(**fields: object) -> TrainerConfig:
     return replace(config, model=model, parallel=ParallelConfig(micro_batch=2, **fields))  # type: ignore[arg-type]
 
 
-def held(config: TrainerConfig) -> Memory:
-    """On a rank: bytes of parameters, gradients and moments after a pass."""
+def held(config: TrainerConfig, passes: int) -> Memory:
+    """On a rank: bytes of parameters, gradients and moments after the passes of a step."""
     engine = parallel.build(config, tiny.CPU, 2)
     batch = Batch.of(tiny.Tokens(seq_len=config.data.seq_len).batch(range(2)), tiny.CPU)
-    loss, _ = loss_of(engine.forward(batch), batch.targets_BS, config.model, 1)
-    engine.backward(loss, last=True)
+    for done in range(1, passes + 1):
+        loss, _ = loss_of(engine.forward(batch), batch.targets_BS, config.model, 1)
+        engine.backward(loss, last=done == passes)
     engine.norm()
     if isinstance(engine, Base):
         gradients = [held.gradient() for held in engine.held]
@@ -61,9 +63,23 @@ def held(config: TrainerConfig) -> Memory:
         assert isinstance(engine, DeepSpeed)
         flats = engine.zero.flats()
         gradients = list(engine.zero.gradients())
-        parameters = flats + [_lower(p) for p in engine.model.parameters() if config.parallel.zero_stage]
+        lower = [_lower(p) for p in engine.model.parameters() if config.parallel.zero_stage]
+        parameters = flats + lower
         state = [moment for flat in flats for moment in engine.optimizer.state[flat].values()]
+        if config.parallel.offload:
+            host = [*flats, *gradients, *(t for t in state if t.ndim)]
+            return _offloaded(engine.zero.optimizer, host, lower, config.parallel.zero_stage)
     return Memory(_bytes(parameters), _bytes(gradients), _bytes(t for t in state if t.ndim))
+
+
+def _offloaded(zero: Any, host: list[torch.Tensor], lower: list[torch.Tensor], stage: int) -> Memory:
+    """What lies in host memory, and what would lie on a GPU; here it is all the same memory."""
+    if stage == 3:
+        return Memory(offloaded=_bytes([*host, *lower, zero.grad_partitions_flat_buffer]))
+    buffers = [*zero.param_buffer_of_bit16_for_cpu_offload_groups, zero.temp_grad_buffer_for_cpu_offload]
+    sums = [sums for group in zero.averaged_gradients.values() for sums in group]
+    added_up = list(zero.accumulated_grads_in_cpu.values())
+    return Memory(_bytes(lower), _bytes(sums), offloaded=_bytes([*host, *buffers, *added_up]))
 
 
 def _lower(parameter: torch.nn.Parameter) -> torch.Tensor:
@@ -84,11 +100,17 @@ LAYOUTS = {
     "zero1": (2, {"engine": Engine.deepspeed, "zero_stage": 1}),
     "zero2": (2, {"engine": Engine.deepspeed, "zero_stage": 2}),
     "zero3": (2, {"engine": Engine.deepspeed, "zero_stage": 3}),
+    "zero1, experts": (2, {"engine": Engine.deepspeed, "zero_stage": 1, "expert_parallel": 2}),
+    "zero2, experts": (2, {"engine": Engine.deepspeed, "zero_stage": 2, "expert_parallel": 2}),
+    "zero3, all experts": (2, {"engine": Engine.deepspeed, "zero_stage": 3, "expert_parallel": 1}),
+    "zero2, offload": (2, {"engine": Engine.deepspeed, "zero_stage": 2, "offload": True}),
+    "zero3, offload": (2, {"engine": Engine.deepspeed, "zero_stage": 3, "offload": True}),
 }
+CELLS = [(layout, precision) for layout in LAYOUTS for precision in (Precision.fp32, Precision.bf16)]
+CELLS += [(layout, Precision.fp16) for layout in LAYOUTS if layout.startswith("zero")]
 
 
-@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("layout", "precision"), CELLS)
 def test_parameters_gradients_and_moments_are_those_that_engines_hold(
     ranks: Ranks, layout: str, precision: Precision
 ) -> None:
@@ -96,13 +118,25 @@ def test_parameters_gradients_and_moments_are_those_that_engines_hold(
     config = even(**fields)
     config.train.precision = precision
     config.train.batch_tokens = 2 * 16 * world_size
-    if config.parallel.engine is Engine.deepspeed:
+    if config.parallel.engine is Engine.deepspeed and "experts" not in layout:
         config.model.moe = None
-    expected = estimate(config, world_size, 2, gpu=False)
-    for found in ranks.run(held, config, world_size=world_size):
-        assert found.parameters == pytest.approx(expected.parameters, rel=0.03)
-        assert found.gradients == pytest.approx(expected.gradients, rel=0.03)
-        assert found.optimizer == pytest.approx(expected.optimizer, rel=0.03)
+    same_bytes(ranks.run(held, config, 1, world_size=world_size), estimate(config, world_size, 2, gpu=False))
+
+
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.fp16])
+@pytest.mark.parametrize("layout", ["zero2, experts", "zero2, offload", "zero3, offload"])
+def test_so_they_are_after_several_passes(ranks: Ranks, layout: str, precision: Precision) -> None:
+    world_size, fields = LAYOUTS[layout]
+    config = even(**fields)
+    config.train.precision = precision
+    config.train.batch_tokens = 2 * 16 * world_size * 2
+    same_bytes(ranks.run(held, config, 2, world_size=world_size), estimate(config, world_size, 2, gpu=False))
+
+
+def same_bytes(ranks: list[Memory], expected: Memory) -> None:
+    for found in ranks:
+        for kind in ("parameters", "gradients", "optimizer", "offloaded"):
+            assert getattr(found, kind) == pytest.approx(getattr(expected, kind), rel=0.03), kind
 
 
 def test_numbers_that_are_written_down_twice_agree() -> None:

@@ -20,6 +20,10 @@ from trainer.parallel.loss_scale import LossScale
 from trainer.parallel.single import Single
 
 
+def test_a_published_scale_is_that_of_the_mean_over_one_ranks_tokens() -> None:
+    assert LossScale(LossScaleConfig(initial=2048.0), ranks=96).factor == 96 * 2048.0
+
+
 def fp16(**fields: float) -> TrainerConfig:
     config = tiny.config(precision=Precision.fp16)
     config.parallel.engine = Engine.single
@@ -152,7 +156,7 @@ def test_what_activation_checkpointing_computes_again(
 def test_the_scale_follows_its_history(
     overflows: list[bool], window: int, hysteresis: int, minimum: float, initial: float
 ) -> None:
-    scale = LossScale(LossScaleConfig(initial=initial, window=window, hysteresis=hysteresis, minimum=minimum))
+    scale = LossScale(LossScaleConfig(initial=initial, window=window, hysteresis=hysteresis, minimum=minimum), ranks=1)
     for number, overflow in enumerate(overflows):
         before = scale.value
         scale.step(overflow=overflow)
@@ -164,7 +168,7 @@ def test_the_scale_follows_its_history(
         else:
             assert scale.value == (before * 2 if _good_run(history) % window == 0 else before)
         assert minimum <= scale.value
-        again = LossScale(scale.config)
+        again = LossScale(scale.config, ranks=1)
         again.load_values(scale.values())
         assert again.values() == scale.values()
 

@@ -70,6 +70,14 @@ class Tokens:
         self.seq_len = seq_len
         self.seen: list[int] = []
 
+    sources = ("progressions",)
+
+    def tokens(self, first: int, last: int) -> np.ndarray:
+        return np.array([(last - first) * self.seq_len])
+
+    def epochs(self, first: int, last: int) -> np.ndarray:
+        return np.array([(last - first) / 1000])
+
     def batch(self, indices: Sequence[int]) -> Samples:
         self.seen.extend(indices)
         rows = np.stack([self._sample(index) for index in indices])

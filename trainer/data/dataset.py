@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,6 @@ from trainer.data.order import shuffled
 from trainer.data.sequences import Sequences
 from trainer.samples import Samples
 
-ORDER = 2  # changes with what index gives which tokens, so that no run goes on in another order than it began
 _SCANNED = 1 << 16  # sequences whose padding is counted together
 
 
@@ -33,23 +31,36 @@ class TokenDataset:
         lengths: int64 [sources], sequences of one epoch of each.
         vocab_size: token ids are below it.
         every_token: every position of every sample is trained on.
-        fingerprint: two datasets with the same one give the same tokens for every index. It covers all that decides
-            on them, so that a run does not resume with another mixture or packing: what is to change along a run is
-            said by phases. ``train.tokens`` may change, unless that moves the beginning of a phase.
+        fingerprint: of the tokens in the folder. What else decides on the tokens that an index gives is in the
+            configuration, and in ``trainer.identity``, so that a run does not resume with another mixture or packing:
+            what is to change along a run is said by phases. ``ORDER`` there changes with this class.
     """
 
-    def __init__(self, data: DataConfig, *, seed: int, tokens: int, split: str = "train") -> None:
+    def __init__(
+        self,
+        data: DataConfig,
+        *,
+        seed: int,
+        tokens: int,
+        split: str = "train",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         """Open a folder that ``job=prepare`` wrote.
 
         Args:
             seed: of the order.
             tokens: of the whole run, ``train.tokens``: phases end at shares of it.
             split: "train" or "validation".
+            rank, world_size: of the ranks that open the folder together; each looks at its share of the shards.
 
         Raises:
-            DataError: if the folder is not whole, too small for one sample, or has no source of a given name.
+            DataError: if the folder is not whole, holds shards of other data, is too small for one sample, or has no
+                source of a given name.
         """
-        self._sequences = opened = Sequences(data, split, lambda sources: _chosen(data, sources))
+        self._sequences = opened = Sequences(
+            data, split, lambda sources: _chosen(data, sources), share=slice(rank, None, world_size)
+        )
         self.sources, self.lengths = opened.sources, opened.lengths
         self.vocab_size, self.every_token = opened.vocab_size, opened.every_token
         self.seq_len = data.seq_len
@@ -62,9 +73,7 @@ class TokenDataset:
         self._interleave = Interleave(parts, self.sources, seed)
         # By name, so that what one source gives does not depend on which others there are.
         self._seeds = np.array([_key(seed, name) for name in self.sources], dtype=np.uint64)
-        plan = [[part.first, part.weights, part.epoch] for part in parts]
-        identity = json.dumps([ORDER, opened.identity, seed, plan])
-        self.fingerprint = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+        self.fingerprint = opened.fingerprint
 
     def batch(self, indices: npt.ArrayLike) -> Samples:
         """The samples at n indices of at least 0.

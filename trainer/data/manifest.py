@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -19,11 +20,13 @@ from typing import Any
 
 from trainer.config import CorpusConfig
 from trainer.data.files import AGAIN, DataError, write_bytes
+from trainer.data.shards import Header
 
 FORMAT = 1
 DATASET = "dataset.json"
 TOKENIZER = "tokenizer.json"
 REQUEST = "request.json"
+_LOOKING = 16  # shards that are looked at at once
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,28 @@ class ShardEntry:
     tokens: int
     documents: int
     digest: str
+
+    def look(self, folder: Path, vocab_size: int) -> None:
+        """Look at the file's size and header, and at no token.
+
+        Raises:
+            DataError: if it is missing, cut, or not the one that is meant.
+        """
+        path = folder / self.file
+        self.compare(Header.read(path), path, vocab_size)
+
+    def compare(self, header: Header, path: Path, vocab_size: int) -> None:
+        """
+        Raises:
+            DataError: if the header of the file at ``path`` is that of another shard.
+        """
+        if header.digest.hex() != self.digest:
+            raise DataError(
+                f"{path} is not the shard that {DATASET} speaks of: it belongs to other data, with "
+                f"ids up to {header.largest} where the tokenizer has {vocab_size}. {AGAIN}"
+            )
+        if header.largest >= vocab_size:
+            raise unknown_id(path, header.largest, vocab_size)
 
 
 @dataclass(frozen=True)
@@ -75,22 +100,20 @@ class Manifest:
     def shards(self) -> list[ShardEntry]:
         return [s for sources in self.splits.values() for source in sources.values() for s in source.shards]
 
-    def check(self, folder: Path) -> None:
-        """Look at every file's size, and read none.
+    def check(self, folder: Path, share: slice = slice(None)) -> None:
+        """Look at the size and the header of every shard, and at no token.
+
+        Args:
+            share: of the shards, those to look at.
 
         Raises:
-            DataError: naming the first file that is missing or of another size.
+            DataError: naming the first file that is missing, of another size, damaged or of other data.
         """
-        for shard in self.shards():
-            path = folder / shard.file
-            try:
-                size = path.stat().st_size
-            except OSError as error:
-                raise DataError(f"cannot read the shard {path}: {error.strerror}. {AGAIN}") from error
-            if size != shard.bytes:
-                raise DataError(
-                    f"{path} has {size} bytes where {DATASET} says {shard.bytes}: it was cut or written over. {AGAIN}"
-                )
+        shards = self.shards()[share]
+        # What takes time is that a shared file system answers, for each file anew.
+        with ThreadPoolExecutor(min(_LOOKING, max(1, len(shards)))) as threads:
+            for _ in threads.map(lambda shard: shard.look(folder, self.vocab_size), shards):
+                pass
         if not (folder / TOKENIZER).is_file():
             raise DataError(f"{folder / TOKENIZER} is missing. {AGAIN}")
 
@@ -130,6 +153,12 @@ class Manifest:
         if document.get("fingerprint") != manifest.fingerprint:
             raise DataError(f"{file} was changed by hand: its fingerprint does not match. {AGAIN}")
         return manifest
+
+
+def unknown_id(path: Path, token: int, vocab_size: int) -> DataError:
+    return DataError(
+        f"{path} holds token id {token}, and the tokenizer has {vocab_size} ids: the file is damaged. {AGAIN}"
+    )
 
 
 def request_of(corpus: CorpusConfig) -> dict[str, Any]:

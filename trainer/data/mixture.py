@@ -7,13 +7,13 @@ and that is not named itself; of several patterns the first holds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from fractions import Fraction
 
-from trainer.config import DataConfig, Packing
+from trainer.config import DataConfig, Packing, Phase
 from trainer.problems import Problem
 
 _FINEST = 1 << 40  # by temperature the smallest source has this part of the largest one's weight at least
@@ -36,6 +36,18 @@ def drawn_sources(data: DataConfig, sources: Mapping[str, int]) -> list[str]:
     return [source for source in sources if not given or any(source in _resolved(w, sources) for w in given)]
 
 
+def first_samples(phases: Sequence[Phase], run: int) -> list[int]:
+    """Index of the first sample of each phase, in a run of so many samples."""
+    ends = [Fraction(str(phase.until)) * run for phase in phases]
+    return [0, *(math.floor(end + Fraction(1, 2)) for end in ends[:-1])] if phases else []
+
+
+def kept_phases(phases: Sequence[Phase], starts: Sequence[int], run: int) -> list[Phase]:
+    """The same phases, beginning at the samples ``starts`` in a run of another length, in which all of them begin."""
+    ends = [start / run for start in starts[1:]] + [1.0]
+    return [Phase(until=end, weights=phase.weights) for end, phase in zip(ends, phases, strict=True)]
+
+
 def parts(data: DataConfig, *, samples: Mapping[str, int], tokens: Mapping[str, int], run: int) -> list[Part]:
     """The run's mixture, exactly.
 
@@ -46,11 +58,9 @@ def parts(data: DataConfig, *, samples: Mapping[str, int], tokens: Mapping[str, 
     """
     mixture = data.mixture
     if mixture.phases:
-        ends = [Fraction(str(phase.until)) * run for phase in mixture.phases]
-        firsts = [0, *(math.floor(end + Fraction(1, 2)) for end in ends[:-1])]
         return [
             Part(first, _whole(_resolved(phase.weights, samples)))
-            for first, phase in zip(firsts, mixture.phases, strict=True)
+            for first, phase in zip(first_samples(mixture.phases, run), mixture.phases, strict=True)
         ]
     if mixture.weights:
         return [Part(0, _whole(_resolved(mixture.weights, samples)))]

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.files import AGAIN, DataError
-from trainer.data.manifest import DATASET, ShardEntry, SourceEntry
+from trainer.data.manifest import ShardEntry, SourceEntry, unknown_id
 from trainer.data.shards import Shard
 
 OPEN_SHARDS = 256  # each open map costs a file descriptor, of which a process often has 1024
@@ -23,13 +22,7 @@ class Shards:
 
     def _opened(self, entry: ShardEntry) -> Shard:
         shard = Shard(self.folder / entry.file)
-        if shard.header.digest.hex() != entry.digest:
-            raise DataError(
-                f"{shard.path} is not the shard that {DATASET} speaks of: it belongs to other data, with "
-                f"ids up to {shard.header.largest} where the tokenizer has {self.vocab_size}. {AGAIN}"
-            )
-        if shard.header.largest >= self.vocab_size:
-            raise _unknown(shard, shard.header.largest, self.vocab_size)
+        entry.compare(shard.header, shard.path, self.vocab_size)
         return shard
 
 
@@ -84,14 +77,8 @@ class Row:
             base = start - int(self._starts[number])
             largest = int(shard.tokens[max(base, 0) : base + length].max())
             if largest >= self._shards.vocab_size:
-                raise _unknown(shard, largest, self._shards.vocab_size)
+                raise unknown_id(shard.path, largest, self._shards.vocab_size)
             number += 1
 
     def _shard_at(self, token: int) -> int:
         return int(np.searchsorted(self._starts, token, side="right")) - 1
-
-
-def _unknown(shard: Shard, token: int, vocab_size: int) -> DataError:
-    return DataError(
-        f"{shard.path} holds token id {token}, and the tokenizer has {vocab_size} ids: the file is damaged. {AGAIN}"
-    )

@@ -30,17 +30,24 @@ class Sequences:
     """
 
     def __init__(
-        self, data: DataConfig, split: str, choose: Callable[[dict[str, int]], list[str]], *, small: bool = False
+        self,
+        data: DataConfig,
+        split: str,
+        choose: Callable[[dict[str, int]], list[str]],
+        *,
+        small: bool = False,
+        share: slice | None = slice(None),
     ) -> None:
         """Open a folder that ``job=prepare`` wrote.
 
-        Shards are mapped when they are first read. Where documents are packed or padded, the index of every shard
-        of the sources is read now, and a table of 12 bytes a sequence kept.
+        Shards are mapped when they are first read; that each is one of this data is seen now. Where documents are
+        packed or padded, the index of every shard of the sources is read now, and a table of 12 bytes a sequence kept.
 
         Args:
             split: "train" or "validation".
             choose: given the tokens of each source of the split, the sources to open.
             small: a source that is too small for packing=stream is padded instead of left out.
+            share: of the folder's shards, those to be looked at now; None: none.
 
         Raises:
             DataError: if the folder is not whole.
@@ -51,8 +58,9 @@ class Sequences:
         manifest = Manifest.read(path)
         if split not in manifest.splits:
             raise DataError(f"{path} has no split {split!r}, only {', '.join(sorted(manifest.splits))}")
-        manifest.check(path)
-        self.identity = f"{manifest.fingerprint} {split} {data.seq_len} {data.packing.value} {data.document_mask}"
+        if share is not None:
+            manifest.check(path, share)
+        self.fingerprint = manifest.fingerprint
         self.vocab_size = manifest.vocab_size
         self.seq_len = data.seq_len
         self.tokens = {name: entry.tokens for name, entry in manifest.splits[split].items()}

@@ -21,6 +21,7 @@ without reading it; ``Shard.verify`` reads it all and compares the digest.
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from array import array
 from contextlib import suppress
@@ -68,6 +69,26 @@ class Header:
         fields = (MAGIC, VERSION, self.token_bytes, self.tokens, self.documents, self.largest, self.digest)
         head = _HEADER.pack(*fields)
         return head + _digest(head, 8)
+
+    @staticmethod
+    def read(path: Path) -> Header:
+        """Read the header of a file, and nothing else.
+
+        Raises:
+            DataError: if there is none, or it is cut, too long, damaged or no shard.
+        """
+        try:
+            with path.open("rb", buffering=0) as file:
+                header = Header.unpack(file.read(HEADER_BYTES), path)
+                size = os.fstat(file.fileno()).st_size
+        except OSError as error:
+            raise DataError(f"cannot read the shard {path}: {error.strerror}. {AGAIN}") from error
+        if size != header.file_bytes:
+            raise DataError(
+                f"{path} has {size} bytes where its header says {header.file_bytes}: "
+                f"it was cut or written over. {AGAIN}"
+            )
+        return header
 
     @staticmethod
     def unpack(raw: bytes, path: Path) -> Header:
@@ -165,15 +186,8 @@ class Shard:
             DataError: if there is none, or it is cut, too long, damaged or no shard.
         """
         self.path = path
+        self.header = header = Header.read(path)
         try:
-            with path.open("rb") as file:
-                self.header = header = Header.unpack(file.read(HEADER_BYTES), path)
-            size = path.stat().st_size
-            if size != header.file_bytes:
-                raise DataError(
-                    f"{path} has {size} bytes where its header says {header.file_bytes}: "
-                    f"it was cut or written over. {AGAIN}"
-                )
             self._map = np.memmap(path, np.uint8, "r")
         except OSError as error:
             raise DataError(f"cannot read the shard {path}: {error.strerror}. {AGAIN}") from error

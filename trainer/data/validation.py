@@ -23,16 +23,19 @@ class ValidationSet:
         sources: names of the sources, by ``Samples.sources``; those without a document to validate on are left out.
     """
 
-    def __init__(self, data: DataConfig, samples: int) -> None:
+    def __init__(self, data: DataConfig, samples: int, share: slice | None = None) -> None:
         """Open the validation split of a folder that ``job=prepare`` wrote.
 
         Args:
             samples: how many, over all sources; each source has at least one, and not more than there are.
+            share: of the folder's shards, those to be looked at; None: none, as ``TokenDataset`` looks at all of them.
 
         Raises:
             DataError: if the folder is not whole or has nothing to validate on.
         """
-        self._sequences = Sequences(data, "validation", lambda sources: drawn_sources(data, sources), small=True)
+        self._sequences = Sequences(
+            data, "validation", lambda sources: drawn_sources(data, sources), small=True, share=share
+        )
         self.sources = self._sequences.sources
         if not self.sources:
             raise DataError(

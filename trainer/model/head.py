@@ -31,7 +31,7 @@ def cross_entropy(
     """
     slopes = _compiled() if compiled and x_BSD.device.type == "cuda" else _slopes
     total, each_T = _CrossEntropy.apply(  # type: ignore[misc]
-        x_BSD.flatten(0, 1), weight_VD, targets_BS.flatten(), slopes
+        x_BSD.flatten(0, 1), weight_VD, targets_BS.flatten(), slopes, torch.is_grad_enabled()
     )
     return total, each_T.view_as(targets_BS).sum(dim=1, dtype=torch.float64)
 
@@ -43,8 +43,11 @@ class _CrossEntropy(torch.autograd.Function):
     """The gradient of a sum is known up to a factor when the sum is: it is made in forward, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor]:
-        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+    def forward(
+        ctx: Any, x_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, slopes: Slopes, learning: bool
+    ) -> tuple[Tensor, Tensor]:
+        # A parameter needs its gradient also where none is recorded, as in an evaluation.
+        wanted = learning and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
         exact = _exact(x_TD)
         each_T = torch.empty(x_TD.shape[0], dtype=exact, device=x_TD.device)
         gradient_TD = torch.empty_like(x_TD) if wanted else None
@@ -64,10 +67,10 @@ class _CrossEntropy(torch.autograd.Function):
         return each_T.sum(), each_T
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         gradient_TD, gradient_VD = ctx.saved_tensors
         scale = gradients[0]
-        return gradient_TD * scale.to(gradient_TD.dtype), (gradient_VD * scale).to(ctx.weight_dtype), None, None
+        return gradient_TD * scale.to(gradient_TD.dtype), (gradient_VD * scale).to(ctx.weight_dtype), None, None, None
 
 
 def _slopes(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:

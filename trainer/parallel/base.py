@@ -45,7 +45,8 @@ class Base(Engine):
         for held in self.held:
             held.initialise(config.model, config.train.seed)
         self.optimizer = adamw(((held.name, held.local) for held in self.held), config.optim)
-        self.scale = LossScale(config.train.loss_scale) if config.train.precision is Precision.fp16 else None
+        fp16 = config.train.precision is Precision.fp16
+        self.scale = LossScale(config.train.loss_scale, self.world_size) if fp16 else None
 
     # -- passes ----------------------------------------------------------------------------------------------
 
@@ -63,7 +64,7 @@ class Base(Engine):
         return found
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        (loss if self.scale is None else loss * self.scale.value).backward()
+        (loss if self.scale is None else loss * self.scale.factor).backward()
 
     def _call(self, batch: Batch) -> Output:
         return self.model(batch.tokens_BS, batch.targets_BS, documents_BS=batch.documents_BS, key_B=batch.key_B)
@@ -80,14 +81,14 @@ class Base(Engine):
     def norm(self) -> Tensor:
         gradients = [gradient for held in self.held if (gradient := held.gradient()) is not None]
         square = self._sum(get_total_norm(gradients).double().square())
-        return square.sqrt() / (1.0 if self.scale is None else self.scale.value)
+        return square.sqrt() / (1.0 if self.scale is None else self.scale.factor)
 
     def _sum(self, square: Tensor) -> Tensor:
         """The sum over the ranks of what each has of the parameters, each part counted once."""
         return square
 
     def update(self, lr: float, *, norm: float, max_norm: float) -> None:
-        divisor = 1.0 if self.scale is None else self.scale.value
+        divisor = 1.0 if self.scale is None else self.scale.factor
         if max_norm > 0 and norm > max_norm:
             divisor *= (norm + 1e-6) / max_norm
         for held in self.held:

@@ -41,7 +41,8 @@ class DeepSpeed(Engine):
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self.device = device
-        self.scale = LossScale(config.train.loss_scale) if config.train.precision is Precision.fp16 else None
+        fp16 = config.train.precision is Precision.fp16
+        self.scale = LossScale(config.train.loss_scale, self.world_size) if fp16 else None
         with environment(device):
             deepspeed = load(device)
             settings = _settings(config, device)
@@ -91,7 +92,7 @@ class DeepSpeed(Engine):
     def backward(self, loss: Tensor, *, last: bool) -> None:
         with environment(self.device):
             self.engine.set_gradient_accumulation_boundary(last)
-            self.engine.backward(loss if self.scale is None else loss * self.scale.value, scale_wrt_gas=False)
+            self.engine.backward(loss if self.scale is None else loss * self.scale.factor, scale_wrt_gas=False)
 
     def _call(self, model: Any, batch: Batch) -> Output:
         return model(batch.tokens_BS, batch.targets_BS, documents_BS=batch.documents_BS, key_B=batch.key_B)
@@ -123,7 +124,7 @@ class DeepSpeed(Engine):
 
     def _divisor(self) -> float:
         """What the gradients that DeepSpeed holds are divided by to be those of the loss."""
-        scale = 1.0 if self.scale is None else self.scale.value
+        scale = 1.0 if self.scale is None else self.scale.factor
         return scale / self.world_size if self.zero.averages else scale
 
     def update(self, lr: float, *, norm: float, max_norm: float) -> None:

@@ -13,13 +13,22 @@ class LossScale:
 
     Once its hysteresis is used up, every further overflow halves it, until ``window`` good steps in a row have
     doubled it and given the hysteresis back (dynamic loss scaling, arXiv:1710.03740, section 3.2).
+
+    Args:
+        ranks: among whose tokens losses are divided. Scales are published for means over one rank's tokens.
     """
 
-    def __init__(self, config: LossScaleConfig) -> None:
+    def __init__(self, config: LossScaleConfig, ranks: int) -> None:
         self.config = config
+        self.ranks = ranks
         self.value = max(config.initial, config.minimum)
         self.good_steps = 0  # since the last overflow or change
         self.patience = config.hysteresis  # overflows left, the one that halves included
+
+    @property
+    def factor(self) -> float:
+        """What a loss is multiplied with before its backward."""
+        return self.value * self.ranks
 
     def step(self, *, overflow: bool) -> None:
         """Learn from one step."""

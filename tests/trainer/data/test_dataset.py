@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,14 +13,17 @@ from typing import Any
 import folders
 import numpy as np
 import pytest
+import tiny
 from folders import EOS, Sources, numbered
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer.config import DataConfig, MixtureConfig, Packing, Phase
+from trainer.config import DataConfig, MixtureConfig, Packing, Phase, TrainConfig
 from trainer.data import DataError, TokenDataset
 from trainer.data.manifest import Manifest
+from trainer.data.mixture import kept_phases
 from trainer.data.shards import Shard
+from trainer.identity import differences, identity, phase_starts
 from trainer.samples import IGNORED
 from trainer.train import sample_ids
 
@@ -214,37 +218,63 @@ def test_phases_change_the_mixture_where_they_should(folder: Folder) -> None:
     assert data.drawn(0, 400).tolist() == [50, 300, 50]
 
 
-def test_the_fingerprint_tells_all_that_samples_depend_on(folder: Folder, prepared: Path, tmp_path: Path) -> None:
+def identified(path: Path, seq_len: int, seed: int = 0, tokens: int = 1, **fields: Any) -> dict[str, Any]:
+    data, train = DataConfig(path=str(path), seq_len=seq_len, **fields), TrainConfig(tokens=tokens, seed=seed)
+    return identity(replace(tiny.config(), data=data, train=train), opened(path, seq_len, seed, tokens, **fields))
+
+
+def halves(*until: float) -> MixtureConfig:
+    return MixtureConfig(
+        phases=[Phase(until=end, weights={name: 1.0}) for end, name in zip(until, ("en", "de"), strict=True)]
+    )
+
+
+def test_the_identity_names_all_that_samples_depend_on(folder: Folder, prepared: Path, tmp_path: Path) -> None:
     path = folder({"en": [numbered(300)], "de": [numbered(99, 300)]})
     moved = tmp_path / "moved"
     shutil.copytree(path, moved)
-    halves = [Phase(until=0.5, weights={"en": 1}), Phase(until=1.0, weights={"de": 1})]
-    thirds = [replace(halves[0], until=0.3), halves[1]]
-    same = opened(path, 8).fingerprint
-    assert opened(moved, 8).fingerprint == same
-    others = [
-        opened(path, 8, seed=1),
-        opened(path, 9),
-        opened(prepared, 8),
-        opened(path, 8, packing=Packing.documents),
-        opened(path, 8, document_mask=True),
-        opened(path, 8, mixture=MixtureConfig(weights={"en": 1.0})),
-        opened(path, 8, mixture=MixtureConfig(weights={"en": 2.0, "de": 1.0})),
-        opened(path, 8, mixture=MixtureConfig(temperature=2.0)),
-        opened(path, 8, tokens=8000, mixture=MixtureConfig(phases=halves)),
-        opened(path, 8, tokens=8000, mixture=MixtureConfig(phases=thirds)),
-    ]
-    assert len({same, *(other.fingerprint for other in others)}) == 1 + len(others)
+    same = identified(path, 8)
+    assert json.loads(json.dumps(same)) == same == identified(moved, 8)
+    others = {
+        "train.seed": identified(path, 8, seed=1),
+        "data.seq_len": identified(path, 9),
+        "data.fingerprint": identified(prepared, 8),
+        "data.packing": identified(path, 8, packing=Packing.documents),
+        "data.document_mask": identified(path, 8, document_mask=True),
+        "data.mixture.weights": identified(path, 8, mixture=MixtureConfig(weights={"en": 1.0})),
+        "data.mixture.temperature": identified(path, 8, mixture=MixtureConfig(temperature=2.0)),
+    }
+    for field, other in others.items():
+        [different] = differences(same, other)
+        assert different.field == field
+    begun = identified(path, 8, tokens=8000, mixture=halves(0.5, 1.0))
+    [moved_phase] = differences(begun, identified(path, 8, tokens=8000, mixture=halves(0.3, 1.0)))
+    assert str(moved_phase) == "data.mixture.phases[1].first_sample is 300, was 500"
 
 
-def test_a_run_may_grow_unless_that_moves_a_phase(folder: Folder) -> None:
+def test_weights_that_mean_the_same_are_the_same(folder: Folder) -> None:
     path = folder({"en": [numbered(300)], "de": [numbered(99, 300)]})
-    assert opened(path, 8, tokens=8000).fingerprint == opened(path, 8, tokens=16000).fingerprint
-    phases = [Phase(until=0.5, weights={"en": 1}), Phase(until=1.0, weights={"de": 1})]
-    begun = opened(path, 8, tokens=8000, mixture=MixtureConfig(phases=phases))
-    moved = opened(path, 8, tokens=16000, mixture=MixtureConfig(phases=phases))
-    kept = opened(path, 8, tokens=16000, mixture=MixtureConfig(phases=[replace(phases[0], until=0.25), phases[1]]))
-    assert begun.fingerprint == kept.fingerprint != moved.fingerprint
+
+    def weighted(**weights: float) -> dict[str, Any]:
+        return identified(path, 8, mixture=MixtureConfig(weights=weights))
+
+    assert weighted(en=1, de=2.0) == weighted(de=2, en=1.0)
+    assert weighted(**{"e*": 1, "*": 2}) != weighted(**{"*": 2, "e*": 1})
+    [other] = differences(weighted(en=1, de=2.5), weighted(en=1, de=2))
+    assert str(other) == "data.mixture.weights is {de: 2, en: 1}, was {de: 2.5, en: 1}"
+    assert other.fix == "'data.mixture.weights={de: 2.5, en: 1}'"
+
+
+def test_a_run_may_grow_and_its_phases_can_stay_where_they_were(folder: Folder) -> None:
+    path = folder({"en": [numbered(300)], "de": [numbered(99, 300)]})
+    assert identified(path, 8, tokens=8000) == identified(path, 8, tokens=16000)
+    begun = identified(path, 8, tokens=8000, mixture=halves(0.5, 1.0))
+    assert phase_starts({"identity": begun}) == [0, 500]
+    assert begun != identified(path, 8, tokens=16000, mixture=halves(0.5, 1.0))
+    kept = MixtureConfig(phases=kept_phases(halves(0.5, 1.0).phases, [0, 500], 3001))
+    assert begun == identified(path, 8, tokens=3001 * 8, mixture=kept)
+    short, long = opened(path, 8, tokens=8000, mixture=halves(0.5, 1.0)), opened(path, 8, tokens=24008, mixture=kept)
+    assert np.array_equal(short.batch(range(1500)).tokens, long.batch(range(1500)).tokens)
 
 
 def test_a_mixture_that_the_data_does_not_have_is_refused(folder: Folder) -> None:
@@ -302,19 +332,29 @@ def test_a_missing_or_cut_shard_is_refused_before_training(folder: Folder) -> No
     shard = path / "train" / "en-00001.tokens"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-8])
-    with pytest.raises(DataError, match=r"en-00001\.tokens has .* bytes where dataset\.json says"):
+    with pytest.raises(DataError, match=r"en-00001\.tokens has .* bytes where its header says"):
         opened(path, 8)
     shard.unlink()
     with pytest.raises(DataError, match=r"cannot read the shard .*en-00001"):
         opened(path, 8)
 
 
-def test_a_shard_of_other_data_is_refused_when_it_is_read(folder: Folder) -> None:
+def test_a_shard_of_other_data_is_refused_before_training(folder: Folder) -> None:
     path = folder({"en": [numbered(100)], "de": [numbered(100, 200)]})
     shutil.copy(path / "train" / "de-00000.tokens", path / "train" / "en-00000.tokens")  # of the same size
-    data = opened(path, 8)
     with pytest.raises(DataError, match=r"en-00000\.tokens is not the shard that dataset\.json speaks of"):
-        data.batch(epoch(data))
+        opened(path, 8)
+
+
+def test_ranks_share_the_looking_and_none_reads_a_shard_of_other_data(folder: Folder) -> None:
+    path = folder({"en": [numbered(100)], "de": [numbered(100, 200)]})
+    (path / "train" / "de-00000.tokens").write_bytes(b"something else that is not a shard" * 10)
+    config = DataConfig(path=str(path), seq_len=8)
+    found = TokenDataset(config, seed=0, tokens=1, rank=0, world_size=2)
+    with pytest.raises(DataError, match=r"de-00000\.tokens is no token shard"):
+        TokenDataset(config, seed=0, tokens=1, rank=1, world_size=2)
+    with pytest.raises(DataError, match=r"de-00000\.tokens is no token shard"):
+        found.batch(epoch(found))
 
 
 def test_an_id_that_the_tokenizer_does_not_know_is_refused(folder: Folder) -> None:

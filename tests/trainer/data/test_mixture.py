@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.config import DataConfig, MixtureConfig, Packing, Phase
-from trainer.data.mixture import Part, drawn_sources, parts, problems
+from trainer.data.mixture import Part, drawn_sources, first_samples, kept_phases, parts, problems
 
 TOKENS = {"de": 4000, "de_news": 900, "en": 9000, "zh": 16}
 
@@ -91,3 +91,15 @@ def test_a_sequence_longer_than_all_text_is_told_with_what_fits() -> None:
         "data.seq_len=16: the largest source of folder has 12 tokens, and must have more than data.seq_len. "
         "Try: data.seq_len=11"
     )
+
+
+@given(
+    starts=st.lists(st.integers(1, 10**12), min_size=1, max_size=5, unique=True).map(sorted),
+    more=st.integers(1, 10**12),
+)
+def test_phases_can_be_kept_where_they_begin_in_a_run_of_any_length(starts: list[int], more: int) -> None:
+    phases = [Phase(until=1, weights={"de": 1})] * (len(starts) + 1)
+    run = starts[-1] + more
+    kept = kept_phases(phases, [0, *starts], run)
+    assert first_samples(kept, run) == [0, *starts]
+    assert kept[-1].until == 1 and all(0 < phase.until <= 1 for phase in kept)
