@@ -48,8 +48,8 @@ def keep_places(config: Config, run: Run, new: list[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Saved:
-    """The newest complete checkpoint of a run."""
+class Origin:
+    """The newest complete checkpoint of a run, from which it would go on."""
 
     step: int
     marker: dict[str, Any]
@@ -60,14 +60,13 @@ class Saved:
         return self.marker["identity"]["data"]["fingerprint"]
 
 
-def newest(run: Run) -> Saved | None:
-    """The checkpoint that the run would go on from, as far as can be seen without reading it all."""
-    steps = checkpoints.complete_steps(run.checkpoints) if run.checkpoints.is_dir() else []
-    markers = ((step, checkpoints.read_marker(run.checkpoints, step)) for step in reversed(steps))
-    return next((Saved(step, marker) for step, marker in markers if marker is not None), None)
+def origin(run: Run) -> Origin | None:
+    """What the run would go on from, as far as can be seen without reading it all."""
+    found = checkpoints.newest(run.checkpoints)
+    return Origin(*found) if found else None
 
 
-def keep_phases(config: Config, saved: Saved | None, new: list[str]) -> None:
+def keep_phases(config: Config, saved: Origin | None, new: list[str]) -> None:
     """Phases of the mixture begin where they began, also in a longer run: what was read is read in that order.
 
     Phases that are typed anew count as they are.
@@ -93,7 +92,7 @@ def keep_phases(config: Config, saved: Saved | None, new: list[str]) -> None:
     config.data.mixture.phases = kept_phases(phases, starts, samples)
 
 
-def refuse_other(run: Run, config: Config, saved: Saved, new: list[str]) -> None:
+def refuse_other(run: Run, config: Config, saved: Origin, new: list[str]) -> None:
     """
     Raises:
         Refused: if the run could not go on from its checkpoint: its model, its samples or its seed would be others.

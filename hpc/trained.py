@@ -39,26 +39,17 @@ class Source:
 
 def trained(run: Run) -> tuple[Saved | None, tuple[Source, ...]]:
     """The newest checkpoint and, as of it or of the end, the sources, that with most tokens first."""
-    marker = _marker(run)
-    progress: dict[str, Any] = marker["progress"] if marker else {}
+    from trainer import checkpoint_folder
+
+    found = checkpoint_folder.newest(run.checkpoints)
+    progress: dict[str, Any] = found[1]["progress"] if found else {}
     done = runs.read_json(run.finished_file) or {}
     saved = None
-    if marker:
+    if found:
         why = _reasons(run) if progress.get("skipped") else {}
         skipped = tuple(Skipped(first, last, why.get((first, last), "")) for first, last in progress.get("skipped", ()))
         saved = Saved(progress["step"], progress["next_sample"], skipped)
     return saved, _sources(done.get("by_source") or progress.get("sources") or {})
-
-
-def _marker(run: Run) -> dict[str, Any] | None:
-    from trainer import checkpoint_folder
-
-    try:
-        steps = checkpoint_folder.complete_steps(run.checkpoints)
-    except OSError:  # nothing is saved yet, or another user's
-        return None
-    markers = (checkpoint_folder.read_marker(run.checkpoints, step) for step in reversed(steps))
-    return next((marker for marker in markers if marker is not None), None)
 
 
 def _sources(found: dict[str, dict[str, Any]]) -> tuple[Source, ...]:

@@ -82,6 +82,16 @@ def read_marker(folder: Path, step: int) -> dict[str, Any] | None:
     return marker
 
 
+def newest(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """Step and marker of the newest complete checkpoint whose marker can be read; None where there is none to see."""
+    try:
+        steps = complete_steps(folder)
+    except OSError:  # nothing is saved yet, or it is another user's
+        return None
+    markers = ((step, read_marker(folder, step)) for step in reversed(steps))
+    return next(((step, marker) for step, marker in markers if marker is not None), None)
+
+
 def amend(folder: Path, step: int, progress: Mapping[str, Any]) -> None:
     """Have a complete checkpoint say other values in its "progress"; JSON values."""
     _write_checked(step_folder(folder, step) / AMENDED, progress)

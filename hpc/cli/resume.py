@@ -45,7 +45,7 @@ def _resume(run: Run, new: list[str], flags: set[str]) -> int:
     resume.refuse_live(run)
     typed = resume.words(run, new)
     dry_run = "--dry-run" in flags
-    saved = resume.newest(run)
+    saved = resume.origin(run)
 
     def keep(config: Config) -> None:
         resume.keep_places(config, run, new)

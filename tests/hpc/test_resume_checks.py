@@ -95,7 +95,7 @@ def test_a_longer_run_keeps_the_beginnings_of_its_phases(begun: Callable[..., Ru
     run = begun(PHASES)
     longer = f"train.tokens={2 * TOKENS}"
     config = compose(resume.words(run, [longer]))
-    resume.keep_phases(config, resume.newest(run), [longer])
+    resume.keep_phases(config, resume.origin(run), [longer])
     assert config.data.mixture.phases == [Phase(0.125, {"de": 1.0}), Phase(1.0, {"en": 1.0})]
     assert main([str(run.folder), longer, "--dry-run"]) == 0
     text = refusal(run, f"train.tokens={TOKENS // 4}")
