@@ -42,7 +42,7 @@ def compose(combinations: Sequence[Sequence[str]], compose: Compose, is_group: I
         base = bases.get(choices)
         if base is None:
             base = bases[choices] = _Base(compose(list(words)))
-            yield dataclasses.replace(base.config)
+            yield base.plain()
             continue
         config = base.changed(values)
         # Whatever stands in the way, Hydra says it better.
@@ -103,6 +103,9 @@ class _Base:
         self.config = typed(copy.deepcopy(tree))
         self.referring = sorted(set(_referring(tree)))
 
+    def plain(self) -> Config:
+        return dataclasses.replace(self.config)
+
     def changed(self, values: dict[str, Any]) -> Config | None:
         """The configuration with other values; None if they do not fit."""
         from omegaconf import OmegaConf
@@ -118,7 +121,7 @@ class _Base:
                 config = _with(config, path.split("."), value)
         except (OmegaConfBaseException, _Unknown):
             return None
-        return config
+        return dataclasses.replace(config)  # never the base itself: whoever takes it may put other parts in
 
 
 class _Unknown(Exception):

@@ -59,6 +59,13 @@ def test_a_thousand_values_are_composed_once() -> None:
     assert all(config.cluster is configs[0].cluster for config in configs)
 
 
+def test_no_two_are_the_same_object() -> None:
+    _, configs, _ = swept("train.seed=1,1,2")
+    assert len({id(config) for config in configs}) == 3
+    configs[0].cluster = None  # type: ignore[assignment]
+    assert all(config.cluster is not None for config in configs[1:])
+
+
 def test_what_refers_to_a_value_follows_it() -> None:
     _, configs, calls = swept("cluster.data=/a,/b", "data.corpus.vocab_size=4096,8192")
     assert calls == 1
