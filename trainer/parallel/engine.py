@@ -67,7 +67,7 @@ class Engine(ABC):
 
     @abstractmethod
     def loss_scale(self) -> float | None:
-        """By what the loss is multiplied for fp16's sake; None where it is not."""
+        """The loss scale of fp16, as the configuration means it; None where there is none."""
 
     @abstractmethod
     def rebalance(self, tokens_LE: Tensor) -> None:
