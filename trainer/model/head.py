@@ -52,14 +52,15 @@ class _CrossEntropy(torch.autograd.Function):
         each_T = torch.empty(x_TD.shape[0], dtype=exact, device=x_TD.device)
         gradient_TD = torch.empty_like(x_TD) if wanted else None
         # Lies transposed: of its product's two operands, the smaller is then the one to be copied.
-        gradient_DV = weight_VD.new_zeros(weight_VD.shape[::-1], dtype=exact) if wanted else None
+        gradient_DV: Tensor | None = None
         rows = ROWS if x_TD.device.type == "cpu" else ROWS_ON_GPU
         for start in range(0, x_TD.shape[0], rows):
             part = slice(start, start + rows)
             each_T[part], slope_CV = slopes(multiply(x_TD[part], weight_VD.mT), targets_T[part])
-            if gradient_TD is not None and gradient_DV is not None:
+            if gradient_TD is not None:
                 gradient_TD[part] = multiply(slope_CV, weight_VD)
-                gradient_DV += multiply(x_TD[part].mT, slope_CV)
+                part_DV = multiply(x_TD[part].mT, slope_CV)
+                gradient_DV = part_DV.to(exact) if gradient_DV is None else gradient_DV.add_(part_DV)
         if gradient_DV is not None:
             ctx.save_for_backward(gradient_TD, gradient_DV.mT)
             ctx.weight_dtype = weight_VD.dtype
@@ -87,7 +88,11 @@ def _slopes(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
         slope_CV = slope_CV - (torch.arange(slope_CV.shape[1], device=slope_CV.device) == index_C1).to(slope_CV.dtype)
     else:
         slope_CV.scatter_add_(1, index_C1, slope_CV.new_full(index_C1.shape, -1.0))
-    return each_C, slope_CV.mul_(valid_C.unsqueeze(1)).to(given)
+    if slope_CV.device.type == "cpu":
+        slope_CV[~valid_C] = 0.0  # rows to be cleared are few; finding them would make a GPU wait
+    else:
+        slope_CV.mul_(valid_C.unsqueeze(1))
+    return each_C, slope_CV.to(given)
 
 
 @functools.cache

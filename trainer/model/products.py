@@ -83,7 +83,8 @@ def _gradients(ctx: Any, gradient_MN: Tensor) -> tuple[Tensor | None, Tensor | N
     # The second as the transpose of a contiguous matrix, since b is that of a weight.
     return (
         _product(gradient_MN, b_KN.mT) if wanted_a else None,
-        _product(gradient_MN.mT, a_MK).mT if wanted_b else None,
+        # Laid out here, where the compiler fuses it into what made the gradient; oneDNN would copy it in one thread.
+        _product(gradient_MN.mT.contiguous(), a_MK).mT if wanted_b else None,
     )
 
 

@@ -1,7 +1,8 @@
 """Causal attention on CPUs in tiles of queries, each against the keys up to its end only.
 
 Kernels that walk over small blocks of keys leave no large products. Here one product makes the scores of a tile of one
-head, which stay in the second-level cache until they are used. Backward makes them again instead of keeping them.
+head, which stay in the second-level cache of the core that has the head until they are used. Backward makes them again
+instead of keeping them.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.model import cores
 from trainer.model.products import multiply
 
 TILE = 256  # queries
 SHORTEST = 256  # positions from which tiles pay
-MOST_THREADS = 8  # one head is computed at a time, in which more threads find too little to do
+MOST_THREADS = 8  # more find the interpreter busy, which each product asks for
 
 
 def suits(query_BHSC: Tensor) -> bool:
@@ -49,11 +51,15 @@ def attend(query_BHSC: Tensor, key_BGSC: Tensor, value_BGSC: Tensor) -> Tensor:
     query_PSC, key_PSC, value_PSC = (_heads(x.contiguous()) for x in (query_BHSC, key_BGSC, value_BGSC))
     serves = query_BHSC.shape[1] // key_BGSC.shape[1]
     future_QQ = _future(TILE, query_BHSC.dtype)
-    for pair, (query_SC, mixed_SC) in enumerate(zip(query_PSC, _heads(mixed_BHSC), strict=True)):
-        key_SC, value_SC = key_PSC[pair // serves], value_PSC[pair // serves]
+    mixed_PSC = _heads(mixed_BHSC)
+
+    def attend_head(pair: int) -> None:
+        query_SC, key_SC, value_SC = query_PSC[pair], key_PSC[pair // serves], value_PSC[pair // serves]
         for begin, end in _tiles(query_SC):
             weight_QK = _weights(query_SC[begin:end], key_SC[:end], future_QQ)
-            mixed_SC[begin:end] = multiply(weight_QK, value_SC[:end])
+            mixed_PSC[pair][begin:end] = multiply(weight_QK, value_SC[:end])
+
+    cores.each(attend_head, len(query_PSC))
     return mixed_BHSC
 
 
@@ -73,7 +79,9 @@ def _backward(
     )
     serves = query_BHSC.shape[1] // key_BGSC.shape[1]
     future_QQ = _future(TILE, query_BHSC.dtype)
-    for shared, (key_SC, value_SC) in enumerate(zip(key_PSC, value_PSC, strict=True)):
+
+    def descend(shared: int) -> None:
+        key_SC, value_SC = key_PSC[shared], value_PSC[shared]
         key_slope_CS = value_slope_CS = None
         for pair in range(shared * serves, (shared + 1) * serves):
             # The last tile first: it reaches all keys, and what it finds the others are added to.
@@ -88,6 +96,8 @@ def _backward(
         if key_slope_CS is not None and value_slope_CS is not None:
             key_slope_PSC[shared].copy_(key_slope_CS.mT)
             value_slope_PSC[shared].copy_(value_slope_CS.mT)
+
+    cores.each(descend, len(key_PSC))
     return slopes
 
 
