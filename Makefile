@@ -22,7 +22,8 @@ run: setup
 
 test: setup
 	@tests/install_slurm
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slurm" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m slurm
 
 lint: setup
 	$(BIN)/ruff check .

@@ -48,6 +48,8 @@ class Person:
         self.resize(*size)
         self.before = termios.tcgetattr(slave)
         self.slave = slave
+        # Who runs the tests may have exported a size of its own, such as pytest-xdist.
+        inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(run), mode],
             stdin=slave,
@@ -55,7 +57,7 @@ class Person:
             stderr=slave,
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-            env={**os.environ, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", **environment},
+            env={**inherited, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", **environment},
         )
         self.sent = b""
 
