@@ -130,6 +130,10 @@ def _time(config: Config, request: Request) -> Iterator[Problem]:
     hold = config.cluster.requeue_hold
     if hold < 1:
         yield Problem("cluster.requeue_hold", str(hold), "must be at least 1 second", "cluster.requeue_hold=4")
+    if config.job.throttle is not None and config.job.throttle < 1:
+        yield Problem(
+            "job.throttle", str(config.job.throttle), "must be at least 1, or null for no limit", "job.throttle=8"
+        )
     if config.job.max_fruitless < 1:
         yield Problem("job.max_fruitless", str(config.job.max_fruitless), "must be at least 1", "job.max_fruitless=3")
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from hpc.compose import typed
@@ -101,7 +102,8 @@ class _Base:
     def __init__(self, tree: Any) -> None:
         self.tree = tree
         self.config = typed(copy.deepcopy(tree))
-        self.referring = sorted(set(_referring(tree)))
+        self.referring = dict(_referring(tree))
+        self.affected = functools.cache(self._affected)
 
     def plain(self) -> Config:
         return dataclasses.replace(self.config)
@@ -115,7 +117,7 @@ class _Base:
             for key, value in values.items():
                 OmegaConf.update(self.tree, key, value, merge=True)
             config: Any = self.config
-            for path in (*values, *self.referring):
+            for path in (*values, *self.affected(tuple(values))):
                 value = OmegaConf.select(self.tree, path)
                 value = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
                 config = _with(config, path.split("."), value)
@@ -123,13 +125,37 @@ class _Base:
             return None
         return dataclasses.replace(config)  # never the base itself: whoever takes it may put other parts in
 
+    def _affected(self, keys: tuple[str, ...]) -> list[str]:
+        """Paths of the values that may be others when those of ``keys`` are; to resolve all would take most of the
+        time."""
+        found: set[str] = set()
+        changed = set(keys)
+        while True:
+            more = {path for path, names in self.referring.items() if names is None or _touch(names, changed)} - found
+            if not more:
+                return sorted(found)
+            found |= more
+            changed |= more
+
 
 class _Unknown(Exception):
     """A path leads to nothing that can be replaced."""
 
 
-def _referring(node: Any, prefix: str = "") -> Iterator[str]:
-    """Paths of values that are computed from others; those in a list count as the list's."""
+def _touch(names: Iterable[str], keys: Iterable[str]) -> bool:
+    return any(_within(name, key) or _within(key, name) for name in names for key in keys)
+
+
+def _names(text: str) -> set[str] | None:
+    """The paths that ``${path}`` in a text names; None where that cannot be told."""
+    if re.search(r"\$\{(?!\s*oc\.env\s*:)[^{}]*:", text):  # oc.select:path and the like
+        return None
+    names = {name.strip() for name in re.findall(r"\$\{([^{}:]*)\}", text)}
+    return names if all(re.fullmatch(r"\w+(\.\w+)*", name) for name in names) else None
+
+
+def _referring(node: Any, prefix: str = "") -> Iterator[tuple[str, set[str] | None]]:
+    """Paths of values that are computed from others, with the paths of these; those in a list count as the list's."""
     from omegaconf import DictConfig, ListConfig, OmegaConf
 
     for key in node:
@@ -137,13 +163,13 @@ def _referring(node: Any, prefix: str = "") -> Iterator[str]:
         if path == "hydra":
             continue
         if OmegaConf.is_interpolation(node, key):
-            yield path
+            yield path, _names(str(OmegaConf.to_container(node, resolve=False)[key]))  # pyright: ignore
         elif OmegaConf.is_missing(node, key):
             continue
         elif isinstance(node[key], DictConfig):
             yield from _referring(node[key], f"{path}.")
         elif isinstance(node[key], ListConfig) and "${" in OmegaConf.to_yaml(node[key]):
-            yield path
+            yield path, _names(OmegaConf.to_yaml(node[key]))
 
 
 def _with(owner: Any, path: Sequence[str], value: Any) -> Any:

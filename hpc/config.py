@@ -134,6 +134,7 @@ class Job:
     grace: int = 300  # seconds before the time limit at which ranks are asked to stop
     max_fruitless: int = 3  # attempts without a new step after which the chain stops
     rank_memory_gb: float | None = None  # what one rank needs of host memory; null: estimated from the model
+    throttle: int | None = None  # of a sweep's runs, how many at a time; null: as many as the cluster has room for
 
 
 @dataclass

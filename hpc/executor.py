@@ -18,7 +18,7 @@ from submitit.local import local
 from submitit.slurm import slurm as submitit_slurm
 
 from hpc import attempt, script, slurm
-from hpc.config import Config
+from hpc.config import Cluster, Config
 from hpc.request import Request
 from hpc.runs import Run, write_text
 from monitoring.layout import rank_log
@@ -163,30 +163,33 @@ class LocalRunExecutor(local.LocalExecutor):
         jobs: list[core.Job[Any]] = []
         for delayed in delayed_submissions:
             _dump(delayed, self.run)
-            with self.run.log.open("ab") as log:
-                process = subprocess.Popen(
-                    [
-                        script.interpreter(self.config.cluster),
-                        "-P",
-                        "-u",
-                        "-m",
-                        "hpc.supervise",
-                        str(self.run.folder),
-                    ],
-                    env={
-                        **slurm.clean_environment(),
-                        **self.config.cluster.environment,
-                        **script.interfaces(self.config.cluster, emulated=False),
-                        "PYTHONPATH": str(self.run.code),
-                    },
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+            process = start_here(self.config.cluster, self.run.code, [str(self.run.folder)], self.run.log)
             tasks = tuple(range(self.request.world_size))
             jobs.append(LocalRunJob(self.run.folder, f"local-{process.pid}", tasks, process=process))
         return jobs
+
+
+def start_here(cluster: Cluster, code: Path, words: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """A supervisor on this machine, as a process that outlives its starter."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [script.interpreter(cluster), "-P", "-u", "-m", "hpc.supervise", *words],
+            env={
+                **slurm.clean_environment(),
+                **cluster.environment,
+                **script.interfaces(cluster, emulated=False),
+                "PYTHONPATH": str(code),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def write_entry(run: Run, folder: Path) -> None:
+    """Write what submitit's entry on each rank reads for the run that is, or will be, in ``folder``."""
+    _dump(utils.DelayedSubmission(attempt.start, str(folder)), run)
 
 
 def _dump(delayed: utils.DelayedSubmission, run: Run) -> None:

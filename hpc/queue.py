@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from hpc import slurm
+from hpc import slurm, sweep
 from hpc.config import Launcher
 from hpc.runs import Run
 from hpc.submit import target
@@ -60,7 +60,13 @@ def controller(run: Run) -> Mapping[str, str] | None:
 
 def belongs(row: slurm.QueueRow, run: Run) -> bool:
     """Whether a job is this run's and not another of its number, as on a cluster that was set up anew."""
-    return not row.folder or Path(row.folder).resolve() == run.folder.resolve()
+    if not row.folder:
+        return True
+    folder = Path(row.folder).resolve()
+    if folder == run.folder.resolve():
+        return True
+    of_sweep = sweep.of_run(run)  # whose arrays work in its folder
+    return of_sweep is not None and folder == of_sweep.resolve()
 
 
 def local_lives(run: Run) -> bool | None:

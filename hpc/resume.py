@@ -168,7 +168,7 @@ def resume(run: Run, plan: Plan, typed: list[str], new: list[str]) -> str:
         _note(run, new)
         fields = {"cluster": plan.config.cluster.name, "emulated": plan.emulated, "reason": "", "job_id": ""}
         run.set_state("queued", **fields)
-        _clear_ends(run)
+        clear_ends(run)
         job_id = submit.hand_over(run, plan)
     except BaseException as error:
         with suppress(OSError):
@@ -206,13 +206,19 @@ def _refresh_code(run: Run) -> None:
     """The code of now in place of the run's snapshot; what is missing after a crash the next resume brings."""
     fresh, old = run.folder / ".code.new", run.folder / ".code.old"
     for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+        _remove(leftover)
     provenance.snapshot(fresh)
     if run.code.exists():
         run.code.rename(old)
     fresh.rename(run.code)
     sync_folder(run.folder)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink():  # to the code of a sweep, which its other runs need
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _note(run: Run, new: list[str]) -> None:
@@ -227,7 +233,7 @@ def _note(run: Run, new: list[str]) -> None:
     write_json(run.manifest_file, {**manifest, "resumed": resumed})
 
 
-def _clear_ends(run: Run) -> None:
+def clear_ends(run: Run) -> None:
     """What said that the run had ended says so no more; when it finished before stays known."""
     run.cancel_file.unlink(missing_ok=True)
     if run.finished:

@@ -199,15 +199,29 @@ def load_config(folder: Path) -> Config:
         Refused: if ``folder`` is no run folder, or was written by another version.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from hpc.config import Config, job_schema
 
     file = Run(folder).config_file
     if not file.is_file():
         raise Refused(f"{folder} is no run folder: it has no config.yaml. Runs are listed by: hpc status")
     try:
         given = OmegaConf.load(file)
+    except ValueError as error:
+        raise Refused(f"{file} is not a configuration of this version of hpc: {error}") from error
+    return typed_config(given, file)
+
+
+def typed_config(given: Any, file: Path) -> Config:
+    """A resolved configuration as it was read from ``file``, as typed dataclasses.
+
+    Raises:
+        Refused: if it was written by another version.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from hpc.config import Config, job_schema
+
+    try:
         schema = OmegaConf.structured(Config)
         schema.job = OmegaConf.structured(job_schema(str(OmegaConf.select(given, "job._target_"))))
         config = OmegaConf.to_object(OmegaConf.merge(schema, given))

@@ -54,22 +54,39 @@ def directives(config: Config, request: Request, folder: Path) -> dict[str, str 
 
 def render(config: Config, request: Request, folder: Path, *, emulated: bool = False) -> str:
     """The whole script: directives sorted, environment, and the supervisor in place of the shell."""
+    options = directives(config, request, folder)
+    return _script(config, options, Run(folder).code, [str(folder)], emulated=emulated)
+
+
+def render_array(
+    config: Config, request: Request, folder: Path, number: int, tasks: int, *, emulated: bool = False
+) -> str:
+    """The script of a sweep's array ``number``, in the sweep's folder: as ``render``, for as many tasks."""
+    throttle = config.job.throttle
+    options = directives(config, request, folder) | {
+        "array": f"0-{tasks - 1}" + (f"%{throttle}" if throttle else ""),
+        "output": "logs/%A_%a.log",
+    }
+    return _script(config, options, folder / "code", ["--sweep", str(folder), str(number)], emulated=emulated)
+
+
+def _script(config: Config, options: dict[str, str | None], code: Path, words: list[str], *, emulated: bool) -> str:
     lines = ["#!/bin/bash"]
     if config.cluster.launcher is Launcher.slurm:
-        for name, value in sorted(directives(config, request, folder).items()):
+        for name, value in sorted(options.items()):
             lines.append(f"#SBATCH --{name}" + ("" if value is None else f"={_directive(value)}"))
     else:
         lines.append("# No Slurm: what hpc submit starts on this machine, with its output in job.log")
     lines += [
         "",
         *_environment(config.cluster, emulated),
-        f"export PYTHONPATH={shlex.quote(str(Run(folder).code))}",
+        f"export PYTHONPATH={shlex.quote(str(code))}",
     ]
     # Ignored until the supervisor handles it: by default it would kill the shell or a starting Python.
     lines.append("trap '' USR2")
     # -P: nothing is imported from the working directory. exec: signals reach the supervisor itself.
     python = shlex.quote(interpreter(config.cluster))
-    lines.append(f"exec {python} -P -u -m hpc.supervise {shlex.quote(str(folder))}")
+    lines.append(f"exec {python} -P -u -m hpc.supervise {shlex.join(words)}")
     return "\n".join(lines) + "\n"
 
 

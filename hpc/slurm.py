@@ -242,6 +242,15 @@ def cancel(job_id: str, environment: Mapping[str, str] | None = None) -> None:
     call(["scancel", job_id], environment=environment)
 
 
+def cancel_waiting(job_id: str, environment: Mapping[str, str] | None = None) -> None:
+    """End those tasks of an array that wait."""
+    try:
+        call(["scancel", "--state=PENDING", job_id], environment=environment)
+    except SlurmError as error:
+        if "Invalid job id" not in error.stderr:  # what scancel says of an array that has ended meanwhile
+            raise
+
+
 def cluster_name(environment: Mapping[str, str] | None = None) -> str | None:
     """ClusterName of the controller that answers here; None if none answers."""
     try:

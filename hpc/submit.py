@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from hpc import attempt, check, check_disk, script, slurm
-from hpc.config import Config, Launcher
+from hpc.config import Cluster, Config, Launcher
 from hpc.errors import Failed, Refused
 from hpc.request import Request, resolve
 from hpc.runs import Run, disk_failure, new_id, read_json, sync_folder, write_json, write_text
@@ -31,9 +32,10 @@ class Plan:
     environment: dict[str, str]  # beside the caller's: which Slurm is spoken to
     emulated: bool
     missing: tuple[Problem, ...]  # what a dry run can do without
+    typed: list[str]  # what asks for this request alone
 
 
-def plan(config: Config, *, dry_run: bool = False, begun: bool = False) -> Plan:
+def plan(config: Config, typed: Sequence[str] = (), *, dry_run: bool = False, begun: bool = False) -> Plan:
     """Check a request against its cluster. Writes nothing.
 
     Args:
@@ -55,7 +57,7 @@ def plan(config: Config, *, dry_run: bool = False, begun: bool = False) -> Plan:
         missing += check.fits_here(config, request, psutil.virtual_memory().available / 2**30)
     if refused := problems + ([] if dry_run else missing):
         raise Refused("\n".join(str(problem) for problem in refused))
-    return Plan(config, request, _environment(emulation), emulated, tuple(missing))
+    return Plan(config, request, _environment(emulation), emulated, tuple(missing), list(typed))
 
 
 def target(cluster: str, launcher: Launcher) -> dict[str, str]:
@@ -84,19 +86,14 @@ def render(plan: Plan, folder: Path | None = None) -> str:
     return script.render(plan.config, plan.request, folder, emulated=plan.emulated)
 
 
-def dispatch(plan: Plan, typed: list[str]) -> Run:
+def dispatch(plan: Plan) -> Run:
     """Write the run folder and hand it to the cluster.
 
     Raises:
         Failed: if the folder cannot be written or Slurm does not take the job; then no folder is left.
     """
-    config = plan.config
-    if config.cluster.launcher is Launcher.slurm and not slurm.available():
-        raise Failed(
-            f"cluster={config.cluster.name} is reached through sbatch, which is not installed here. Submit from its "
-            f"login node, rehearse with `hpc emulate up cluster={config.cluster.name}`, or use cluster=local."
-        )
-    run = Run(_folder(plan, typed))
+    need_sbatch(plan.config.cluster)
+    run = Run(_folder(plan))
     try:
         job_id = hand_over(run, plan)
     except BaseException as error:
@@ -109,15 +106,37 @@ def dispatch(plan: Plan, typed: list[str]) -> Run:
     return run
 
 
-def _folder(plan: Plan, typed: list[str]) -> Path:
-    """Write a new run's folder under a hidden name, which becomes the real one when all is there."""
-    parent = Path(plan.config.cluster.runs) / plan.config.name
+def need_sbatch(cluster: Cluster) -> None:
+    """
+    Raises:
+        Failed: if the cluster is reached through sbatch and there is none.
+    """
+    if cluster.launcher is Launcher.slurm and not slurm.available():
+        raise Failed(
+            f"cluster={cluster.name} is reached through sbatch, which is not installed here. Submit from its "
+            f"login node, rehearse with `hpc emulate up cluster={cluster.name}`, or use cluster=local."
+        )
+
+
+def _folder(plan: Plan) -> Path:
+    return new_folder(Path(plan.config.cluster.runs) / plan.config.name, lambda tmp, _: _write(Run(tmp), plan))
+
+
+def new_folder(parent: Path, write: Callable[[Path, Path], None]) -> Path:
+    """Write a new folder under a hidden name, which becomes the real one when all is there.
+
+    Args:
+        write: fills the folder; is given where it is now, and where it will be.
+
+    Raises:
+        Failed: if it cannot be written; nothing is left then.
+    """
     try:
         tmp, folder = _new_folder(parent)
     except OSError as error:
         raise disk_failure(error, "write the run folder") from error
     try:
-        _write(Run(tmp), plan, typed)
+        write(tmp, folder)
         tmp.rename(folder)
         sync_folder(parent)
     except BaseException as error:
@@ -141,16 +160,16 @@ def _new_folder(parent: Path) -> tuple[Path, Path]:
             tmp.rmdir()
 
 
-def _write(run: Run, plan: Plan, typed: list[str]) -> None:
+def _write(run: Run, plan: Plan) -> None:
     from omegaconf import OmegaConf
 
     from hpc import provenance
 
-    write_text(run.overrides_file, OmegaConf.to_yaml(OmegaConf.create(typed)))
+    write_text(run.overrides_file, OmegaConf.to_yaml(OmegaConf.create(plan.typed)))
     patch = provenance.dirty_patch()
     if patch:
         write_text(run.patch_file, patch)
-    write_json(run.manifest_file, provenance.manifest(typed, plan.config.cluster.name, emulated=plan.emulated))
+    write_json(run.manifest_file, provenance.manifest(plan.typed, plan.config.cluster.name, emulated=plan.emulated))
     provenance.snapshot(run.code)
     run.attempts.mkdir()
     run.checkpoints.mkdir()

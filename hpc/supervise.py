@@ -12,6 +12,7 @@ import math
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ from hpc.ledger import Record
 from hpc.request import resolve
 from hpc.requeue import Action, Cause, Decision, decide
 from hpc.runs import DIVERGED, READY, REFUSED, Run, disk_failure
+from hpc.sweep import Sweep
 
 POLL = 0.1  # seconds between two looks at the ranks
 REPEAT = 3.0  # seconds after which a stop is forwarded again: signals to steps do get lost
@@ -326,8 +328,61 @@ def say(text: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """``python -m hpc.supervise RUN_FOLDER``, inside a job."""
-    run = Run(Path(argv[0]))
+    """``python -m hpc.supervise RUN_FOLDER`` or ``--sweep FOLDER ARRAY``, inside a job."""
+    return _task(Path(argv[1]), int(argv[2])) if argv[0] == "--sweep" else _supervise(Run(Path(argv[0])))
+
+
+def _task(folder: Path, number: int) -> int:
+    """The task of a sweep's array that this job is: its run begins, or goes on, in a folder of its own."""
+    found = Sweep(folder)
+    if found.cancelled:
+        say("the sweep was cancelled")
+        return 0
+    try:
+        task = int(os.environ["SLURM_ARRAY_TASK_ID"])
+    except KeyError:
+        return _in_turn(found, number)
+    array_id = os.environ["SLURM_ARRAY_JOB_ID"]
+    try:
+        run = found.begin(found.arrays[number].runs[task], f"{array_id}_{task}")
+        _log_to(run, found.logs / f"{array_id}_{task}.log")
+    except (Refused, Failed) as error:
+        say(str(error))
+        return error.status
+    except OSError as error:
+        failure = disk_failure(error, "write the run's folder")
+        say(str(failure))
+        return failure.status
+    return _supervise(run)
+
+
+def _in_turn(sweep: Sweep, number: int) -> int:
+    """Without Slurm: one run after the other, each with a supervisor of its own."""
+    worst = 0
+    for run_number in sweep.arrays[number].runs:
+        if sweep.cancelled:
+            break
+        run = sweep.begin(run_number, None)
+        with run.log.open("ab") as log:
+            command = [sys.executable, "-P", "-u", "-m", "hpc.supervise", str(run.folder)]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False)
+        worst = max(worst, done.returncode)
+    return worst
+
+
+def _log_to(run: Run, before: Path) -> None:
+    """From here on this process works, and prints, in the run's folder; a log from before, if empty, goes."""
+    os.chdir(run.folder)
+    with run.log.open("ab") as log:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(log.fileno(), stream.fileno())
+    with contextlib.suppress(OSError):
+        if before.stat().st_size == 0:
+            before.unlink()
+
+
+def _supervise(run: Run) -> int:
     try:
         config = run.config()
         allocation = allocations.of(run, config, resolve(config))

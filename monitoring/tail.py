@@ -19,6 +19,7 @@ import orjson
 
 from monitoring import layout
 from monitoring.record import PROTOCOL
+from monitoring.record import metric as number_of
 from monitoring.text import clean
 
 _HEAD = 256  # bytes by which a file is known again
@@ -201,6 +202,25 @@ def events(attempt: Path, names: Collection[str]) -> Iterator[dict[str, Any]]:
                         yield record
     except OSError:  # nothing is recorded yet
         return
+
+
+def last_value(run: Path, metric: str) -> float | None:
+    """The newest value of a metric that rank 0 of a run recorded with a step; None if there is none."""
+    key = orjson.dumps(metric) + b":"
+    for number in reversed(layout.attempt_numbers(run)):
+        try:
+            text = layout.rank_records(layout.attempt_folder(run, number), 0).read_bytes()
+        except OSError:  # that attempt recorded nothing
+            continue
+        end = len(text)
+        while (found := text.rfind(key, 0, end)) >= 0:
+            begin = text.rfind(b"\n", 0, found) + 1
+            with contextlib.suppress(ValueError):  # torn or damaged
+                record = orjson.loads(text[begin : text.find(b"\n", found) % (len(text) + 1)])
+                if isinstance(record, dict) and record.get("kind") == "step" and metric in record:
+                    return number_of(record[metric])
+            end = begin
+    return None
 
 
 def last_record(attempt: Path) -> dict[str, Any] | None:

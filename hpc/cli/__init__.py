@@ -13,6 +13,7 @@ VERBS = {
     "watch": "one run live: Slurm, steps, tokens, loss, log",
     "logs": "what a run's supervisor or one of its ranks printed",
     "resume": "go on with a run that has ended, as it was or with changes",
+    "sweep": "the runs of a sweep: where they stand, which is best, which are to be tried again",
     "profile": "where the time of a running run's steps goes, by torch's profiler",
     "cancel": "save and end a run, so that no attempt follows",
     "emulate": "start a real Slurm on this machine in the shape of a cluster",

@@ -60,4 +60,4 @@ def _resume(run: Run, new: list[str], flags: set[str]) -> int:
         return 0
     resume.resume(run, plan, typed, new)
     submitting.tell(plan, run, flags)
-    return submitting.follow([run], flags)
+    return submitting.follow(run, flags)

@@ -8,37 +8,17 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 from hpc import runs
-from hpc.runs import Run
-from hpc.trained import Saved, Source, trained
+from hpc.listing import Row, read
+from hpc.trained import trained
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 HELP = "runs and where they stand"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One run in the list."""
-
-    name: str
-    id: str
-    state: str
-    reason: str
-    job_id: str
-    cluster: str
-    emulated: bool
-    attempt: int | None
-    step: int | None
-    tokens: int | None
-    target_tokens: int | None
-    folder: str
-    checkpoint: Saved | None = None  # of one run alone, as is the next
-    sources: tuple[Source, ...] = ()
 
 
 def main(argv: list[str]) -> int:
@@ -60,72 +40,6 @@ def main(argv: list[str]) -> int:
     else:
         _table(rows)
     return 0
-
-
-def read(found: list[Run]) -> list[Row]:
-    """One row a run, with what Slurm says where the run is still in its hands."""
-    from hpc.queue import states
-
-    jobs = states(found)
-    return [_row(run, jobs.get(run.folder)) for run in found]
-
-
-def _row(run: Run, job: Any) -> Row:
-    from hpc.ledger import history
-    from monitoring.tail import last_record
-
-    state = run.state()
-    attempts = history(run)
-    done = runs.read_json(run.finished_file) or {}
-    last = done
-    for record in reversed(attempts):
-        if not last:
-            last = last_record(run.attempts / str(record.number)) or {}
-    text = "finished" if run.finished else str(state.get("state", "unknown"))
-    reason = str(state.get("reason") or "")
-    if text in ("queued", "requeued", "running"):
-        text, reason = _in_other_hands(run, job, text, reason)
-    return Row(
-        name=run.name,
-        id=run.id,
-        state=text,
-        reason=reason,
-        job_id=str(run.job_id or ""),
-        cluster=str(state.get("cluster", "")),
-        emulated=bool(state.get("emulated")),
-        attempt=attempts[-1].number if attempts else None,
-        step=last.get("step"),
-        tokens=last.get("tokens"),
-        target_tokens=_target(run),
-        folder=str(run.folder),
-    )
-
-
-def _in_other_hands(run: Run, job: Any, text: str, reason: str) -> tuple[str, str]:
-    """State and reason of a run that has not ended by its own word, as Slurm or this machine see it."""
-    from hpc.queue import local_lives
-    from hpc.slurm import GONE
-
-    if job is None:
-        if (run.job_id or "").startswith("local-") and local_lives(run) is False:
-            return "gone", f"its supervisor was killed; see: hpc logs {run.id}"
-        return text, reason
-    if job.state == "GONE" or job.state in GONE:
-        said = "Slurm no longer knows its job" if job.state == "GONE" else f"its job is {job.state}"
-        return "gone", f"{said}, and the run has not ended; to go on: hpc resume {run.id}"
-    return job.state.lower(), job.reason if job.reason not in ("None", "") and job.state == "PENDING" else reason
-
-
-def _target(run: Run) -> int | None:
-    # A typed load of each of many configurations would take seconds; one line of the YAML is enough here.
-    import re
-
-    try:
-        text = run.config_file.read_text(encoding="utf-8")
-    except (OSError, ValueError):  # another user's, or removed just now
-        return None
-    found = re.search(r"(?m)^train:\n(?:  .*\n)*?  tokens: (\d+)$", text)
-    return int(found.group(1)) if found else None
 
 
 def _table(rows: list[Row]) -> None:

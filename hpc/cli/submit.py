@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc.errors import Refused
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from hpc.config import Config
     from hpc.submit import Plan
 
+SWEEP = {"-m", "--multirun"}
 FLAGS = ("--dry-run", "--wait", "--watch", "--json")
 
 
@@ -30,29 +32,53 @@ def main(argv: list[str]) -> int:
     found = plans(words, dry_run="--dry-run" in flags)
     from hpc import submit
 
-    if "--dry-run" in flags:
-        for plan in found:
-            for problem in plan.missing:
-                print(f"hpc submit: before this can run: {problem}", file=sys.stderr)
+    if SWEEP & set(words) and found:
+        return _sweep(found, words, flags)
+    for plan in found:  # one, or none where Hydra only showed something
+        if "--dry-run" in flags:
+            _tell_missing([plan])
             print(submit.render(plan), end="")
+            continue
+        run = submit.dispatch(plan)
+        tell(plan, run, flags)
+        return follow(run, flags)
+    return 0
+
+
+def _sweep(found: list[Plan], words: list[str], flags: set[str]) -> int:
+    from hpc import arrays
+    from hpc.cli import sweep as sweeping
+
+    if "--dry-run" in flags:
+        arrays.refuse_many_clusters(found)
+        _tell_missing(found)
+        for number, runs in enumerate(arrays.group(found)):
+            plan = found[runs[0]]
+            folder = Path(plan.config.cluster.runs) / plan.config.name / "SWEEP_ID"
+            print(arrays.array_script(plan, folder, number, len(runs)), end="")
         return 0
-    started = []
-    for plan in found:
-        started.append(submit.dispatch(plan, words))
-        tell(plan, started[-1], flags)
-    return follow(started, flags) if started else 0
+    sweep = arrays.dispatch(found, words)
+    sweeping.tell(sweep, as_json="--json" in flags)
+    if "--wait" in flags or "--watch" in flags:
+        return sweeping.wait(sweep, quiet="--json" in flags)
+    return 0
 
 
-def follow(started: list[Run], flags: set[str]) -> int:
+def _tell_missing(found: list[Plan]) -> None:
+    for problem in dict.fromkeys(str(problem) for plan in found for problem in plan.missing):
+        print(f"hpc submit: before this can run: {problem}", file=sys.stderr)
+
+
+def follow(run: Run, flags: set[str]) -> int:
     """Watch or wait as the flags say. Returns the exit status."""
     if "--watch" in flags:
         from hpc.cli import watch
 
-        return watch.until_ended(started[-1])
+        return watch.until_ended(run)
     if "--wait" in flags:
         from hpc.waiting import wait
 
-        return max(wait(run, quiet="--json" in flags) for run in started)
+        return wait(run, quiet="--json" in flags)
     return 0
 
 
@@ -75,29 +101,31 @@ def plans(
     found: list[Plan] = []
     failures: list[Exception] = []
 
-    def one(config: Config) -> None:
+    def one(config: Config, alone: list[str]) -> None:
         change(config)
-        found.append(submit.plan(config, dry_run=dry_run, begun=begun))
+        found.append(submit.plan(config, alone, dry_run=dry_run, begun=begun))
 
     def task(config: Any) -> None:
         # Hydra prints a traceback's worth of text for an exception that passes through it.
         try:
-            one(typed(config))
+            one(typed(config), words)
         except Exception as error:
             failures.append(error)
 
     def many(combinations: list[list[str]], configs: Iterator[Config]) -> None:
         try:
-            for config in configs:
-                one(config)
+            for combination, config in zip(combinations, configs, strict=True):
+                one(config, [*common, *combination])
         except Exception as error:
             failures.append(error)
 
+    # What is typed beside the overrides, such as --config-dir=DIR.
+    common = [word for word in words if word not in SWEEP and word not in _overrides(words)]
     task.many = many  # what a multirun is handed to: hydra_plugins.hpc.sweeper
 
     # A multirun of Hydra's notes its overrides in a folder; a run's own folder says more.
     with tempfile.TemporaryDirectory(prefix="hpc-multirun-") as scratch:
-        sweep = [f"hydra.sweep.dir={scratch}"] if {"-m", "--multirun"} & set(words) else []
+        sweep = [f"hydra.sweep.dir={scratch}"] if SWEEP & set(words) else []
         _run_hydra(_side_by_side([*words, *sweep]), task)
     if failures:
         raise refused(failures[0]) from failures[0]
@@ -106,14 +134,18 @@ def plans(
 
 def _side_by_side(words: list[str]) -> list[str]:
     """Hydra's parser refuses overrides with a flag between them, and ours may stand anywhere."""
+    overrides = _overrides(words)
+    return overrides + [word for word in words if word not in overrides]
+
+
+def _overrides(words: list[str]) -> list[str]:
     takes_value = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p"}
     pairs = list(zip(["", *words], words, strict=False))
-    overrides = [
+    return [
         word
         for before, word in pairs
         if before not in takes_value and (word.startswith("~") or ("=" in word and not word.startswith("-")))
     ]
-    return overrides + [word for word in words if word not in overrides]
 
 
 def _run_hydra(words: list[str], task: Any) -> None:

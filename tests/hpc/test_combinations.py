@@ -126,3 +126,20 @@ def test_a_mistake_in_one_combination_is_told_as_if_it_stood_alone(words: tuple[
     with pytest.raises(Exception) as together:
         swept(*words)
     assert str(refused(together.value)) == str(alone.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("${train.tokens}", {"train.tokens"}),
+        ("${cluster.data}/x-${name}", {"cluster.data", "name"}),
+        ("${oc.env:HPC_RUNS,runs}", set()),
+        ("${oc.env:HPC_RUNS,${cluster.runs}}", {"cluster.runs"}),
+        ("${oc.select:train.tokens,1}", None),
+        ("${.tokens}", None),
+        ("${a[0]}", None),
+        ("plain", set()),
+    ],
+)
+def test_what_a_value_is_computed_from(text: str, names: set[str] | None) -> None:
+    assert combinations._names(text) == names

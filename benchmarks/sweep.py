@@ -1,0 +1,111 @@
+"""How long submitting a sweep of 1,000 runs takes, beside hydra-submitit-launcher with Hydra's own sweeper.
+
+    python -m benchmarks.sweep [--json] [--runs 1000] [--rounds 3]
+
+Both sweep this project's whole configuration tree to the same emulated cluster, whose partition takes jobs and starts
+none. Measured is from the start of the command until the last task is in the queue, by squeue: the other launcher's
+prompt does not return before its jobs end. Ours is the median of the rounds, the other is measured once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.report import Figure, progress, report
+from hpc import compose, emulate, slurm
+
+CLUSTER = "noctua2"
+PATIENCE = 900.0  # seconds for one sweep
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["peer"]:
+        del sys.argv[1]
+        _peer()
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    swept = ["optim.lr=1e-4,3e-4", f"train.seed=range({args.runs // 2})"]
+    with tempfile.TemporaryDirectory(prefix="sweep", dir="/tmp") as folder:
+        os.environ.update(HPC_HOME=f"{folder}/h", HPC_RUNS=f"{folder}/runs", HPC_DATA=f"{folder}/data")
+        cluster = compose.cluster([f"cluster={CLUSTER}"])
+        with emulate.emulated(cluster, emulate.Options(nodes=2)) as emulation:
+            os.environ.update(emulation.environment)
+            slurm.call(["scontrol", "update", f"PartitionName={cluster.default_partition}", "State=DOWN"])
+            ours = [_ours(swept, args.runs) for _ in range(args.rounds)]
+            theirs = _theirs(Path(folder), cluster.default_partition, swept, args.runs)
+    mine = statistics.median(ours)
+    told = "hydra-submitit-launcher, Hydra's basic sweeper" + ("" if theirs else ": not installed")
+    report(
+        [
+            Figure("sweep_1000_vs_hydra_submitit", theirs and theirs / mine, "x", ">= 50", told),
+            Figure("sweep_1000_s", mine, "s", "", f"{args.runs} runs until all are in the queue"),
+            Figure("sweep_1000_hydra_submitit_s", theirs, "s", "", told),
+        ],
+        as_json=args.json,
+    )
+
+
+def _ours(swept: list[str], runs: int) -> float:
+    words = ["submit", "-m", f"cluster={CLUSTER}", "job=hello", "job.nodes=1", "job.time=60", *swept]
+    return _until_queued([sys.executable, "-m", "hpc", *words], runs, "ours")
+
+
+def _theirs(folder: Path, partition: str, swept: list[str], runs: int) -> float | None:
+    if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None:
+        return None
+    launcher = ["hydra/launcher=submitit_slurm", "hydra/sweeper=basic", f"hydra.launcher.partition={partition}"]
+    places = [f"hydra.sweep.dir={folder}/theirs", "hydra.launcher.timeout_min=60", f"cluster={CLUSTER}", "job=hello"]
+    command = [sys.executable, "-m", "benchmarks.sweep", "peer", "-m", *launcher, *places, *swept]
+    return _until_queued(command, runs, "hydra-submitit-launcher")
+
+
+def _until_queued(command: list[str], runs: int, name: str) -> float:
+    """Seconds until all runs are in the queue, which is emptied again."""
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        while (queued := _queued(os.environ)) < runs:
+            if process.poll() not in (None, 0):
+                raise RuntimeError(process.stderr.read() if process.stderr else "")
+            if time.monotonic() > began + PATIENCE:
+                raise RuntimeError(f"{name}: {queued} of {runs} runs in the queue after {PATIENCE:.0f} s")
+            time.sleep(0.05)
+        took = time.monotonic() - began
+    finally:
+        if name != "ours":
+            process.kill()
+        process.communicate()
+    progress(f"{name}: {runs} runs in the queue after {took:.2f} s")
+    slurm.call(["scancel", "--me"])
+    while _queued(os.environ):
+        time.sleep(0.1)
+    return took
+
+
+def _queued(environment: Mapping[str, str]) -> int:
+    return len(slurm.call(["squeue", "--me", "--noheader", "--array", "-o", "%i"], environment=environment).split())
+
+
+def _peer() -> None:
+    """A Hydra application with this project's configuration."""
+    import hydra
+
+    compose.register()
+    hydra.main(version_base="1.3", config_path=str(compose.CONF), config_name=compose.CONFIG_NAME)(print)()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""``hpc sweep``: the runs of a sweep together."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpc import runs, sweep
+from hpc.sweep import Sweep
+
+if TYPE_CHECKING:
+    from hpc.standing import Standing
+
+POLL = 2.0  # seconds between two looks while waiting; each asks Slurm once
+HELP = "the runs of a sweep: where they stand, which is best, which are to be tried again"
+WHICH = "id or its beginning, name, folder, or last"
+FAILED_SHOWN = 20
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="hpc sweep", description=HELP)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="status|table|resume|cancel")
+    add = _adder(verbs)
+    status = add("status", _status, "how many runs wait, run, have finished; what failed and why")
+    status.add_argument("--wait", action="store_true", help="until no run goes on; exit status 0 if all finished")
+    table = add("table", _table, "one line a run, the best by a metric first")
+    table.add_argument("--metric", default="validation_loss", metavar="NAME", help="its newest value (validation_loss)")
+    table.add_argument("--max", action="store_true", help="the largest is the best")
+    add("resume", _resume, "submit what is missing, failed or was cancelled, and nothing else")
+    cancel = add("cancel", _cancel, "end all runs, and let none begin")
+    cancel.add_argument("--now", action="store_true", help="without saving what was computed since the last checkpoint")
+    args = parser.parse_args(argv)
+    return args.call(sweep.find(runs.root(), args.sweep), args)
+
+
+def _adder(verbs: Any) -> Callable[[str, Callable[..., int], str], argparse.ArgumentParser]:
+    def add(name: str, call: Callable[..., int], text: str) -> argparse.ArgumentParser:
+        parser = verbs.add_parser(name, help=text, description=text)
+        parser.add_argument("sweep", nargs="?", default="last", help=f"{WHICH} (last)")
+        parser.add_argument("--json", action="store_true")
+        parser.set_defaults(call=call)
+        return parser
+
+    return add
+
+
+def tell(found: Sweep, *, as_json: bool) -> None:
+    """Say what was dispatched."""
+    jobs = [str(array.job_id) for array in found.arrays]
+    if as_json:
+        fields = {"cluster": found.cluster, "emulated": found.emulated, "runs": len(found.members), "job_ids": jobs}
+        print(json.dumps({"sweep": found.id, "name": found.name, "folder": str(found.folder), **fields}), flush=True)
+        return
+    where = found.cluster + (" (EMULATED)" if found.emulated else "")
+    many = f"{len(jobs)} arrays {', '.join(jobs)}" if len(jobs) > 1 else f"job {jobs[0]}"
+    print(
+        f"{found.name}/{found.id} is {many} on {where}: {len(found.members)} runs\n"
+        f"  folder  {found.folder}\n"
+        f"  look    hpc sweep status {found.id}\n"
+        f"  best    hpc sweep table {found.id}",
+        flush=True,
+    )
+
+
+def wait(found: Sweep, *, quiet: bool) -> int:
+    """Block until no run of the sweep goes on. Returns 0 if all finished."""
+    from hpc.slurm import SlurmError
+    from hpc.standing import ENDED, standings, tally
+
+    said = ""
+    while True:
+        began = time.monotonic()
+        try:
+            # Anew each time: another command may have added an array.
+            now = standings(Sweep(found.folder))
+        except SlurmError as error:  # no answer says nothing of the runs
+            now, text = [], str(error)
+        else:
+            text = tally(now)
+        if text != said and not quiet:
+            print(f"{found.name}/{found.id}: {text}", file=sys.stderr, flush=True)
+            said = text
+        if now and all(each.state in ENDED for each in now):
+            return 0 if all(each.state == "finished" for each in now) else 1
+        time.sleep(max(POLL, 10 * (time.monotonic() - began)))  # a look at a thousand folders takes its time
+
+
+def _status(found: Sweep, args: argparse.Namespace) -> int:
+    from hpc.standing import standings, tally
+
+    code = wait(found, quiet=args.json) if args.wait else 0
+    rows = standings(found)
+    if args.json:
+        print(json.dumps({"sweep": found.id, "name": found.name, "runs": [asdict(row) for row in rows]}))
+        return code
+    print(f"{found.name}/{found.id}, {len(rows)} runs: {tally(rows)}")
+    troubled = [row for row in rows if row.state in ("failed", "gone", "never began")]
+    for row in troubled[:FAILED_SHOWN]:
+        print(f"  {row.run} {row.state}: {row.reason}\n    {_changed(row.changes)}")
+    if len(troubled) > FAILED_SHOWN:
+        print(f"  and {len(troubled) - FAILED_SHOWN} more; all: hpc sweep status {found.id} --json")
+    if troubled:
+        print(f"To try these again: hpc sweep resume {found.id}")
+    return code
+
+
+def _changed(changes: dict[str, Any]) -> str:
+    return " ".join(f"{path}={value}" for path, value in changes.items()) or "as the base"
+
+
+def _table(found: Sweep, args: argparse.Namespace) -> int:
+    from hpc.standing import standings
+    from monitoring.tail import last_value
+
+    rows = standings(found)
+    values = {row.number: last_value(Path(row.folder), args.metric) for row in rows}
+
+    def place(row: Standing) -> tuple[bool, float]:
+        value = values[row.number]
+        known = value is not None and not math.isnan(value)
+        return not known, 0.0 if value is None or not known else -value if args.max else value
+
+    rows.sort(key=place)
+    if args.json:
+        print(json.dumps([{**asdict(row), args.metric: values[row.number]} for row in rows]))
+        return 0
+    _print_table(found, rows, args.metric, values)
+    return 0
+
+
+def _print_table(found: Sweep, rows: list[Standing], metric: str, values: dict[int, float | None]) -> None:
+    from omegaconf import OmegaConf
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    paths = list(dict.fromkeys(path for row in rows for path in row.changes if path != "name"))
+    base = OmegaConf.load(found.base_file)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("run", *paths, metric, "step", "state"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        value = values[row.number]
+        cells = [str(row.changes.get(path, OmegaConf.select(base, path))) for path in paths]
+        number = "" if value is None else f"{value:.6g}"
+        step = "" if row.step is None else str(row.step)
+        table.add_row(*map(Text, (row.run, *cells, number, step, row.state)))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+
+
+def _resume(found: Sweep, args: argparse.Namespace) -> int:
+    from hpc import arrays
+
+    numbers = arrays.resume(found)
+    if args.json:
+        print(json.dumps({"sweep": found.id, "runs": numbers}))
+    elif numbers:
+        print(f"{found.name}/{found.id}: {len(numbers)} runs were submitted again. Look: hpc sweep status {found.id}")
+    else:
+        print(f"{found.name}/{found.id}: nothing to submit: every run has finished or is under way")
+    return 0
+
+
+def _cancel(found: Sweep, args: argparse.Namespace) -> int:
+    from hpc.cli.cancel import cancel
+    from hpc.standing import ENDED, drop_waiting, standings
+
+    # The marker first: should this process die here, what has not begun ends as it begins.
+    runs.write_text(found.cancel_file, f"{time.time()}\n")
+    told = {}
+    for row in standings(found):
+        run = runs.Run(Path(row.folder))
+        if row.state not in ENDED and run.config_file.exists():
+            told[row.run] = cancel(run, now=args.now)
+    drop_waiting(found)
+    if args.json:
+        print(json.dumps({"sweep": found.id, "runs": told}))
+    else:
+        print(f"{found.name}/{found.id}: {len(told)} runs that had begun were told to end, and none begins any more")
+    return 0

@@ -1,0 +1,124 @@
+"""Where each run of a sweep stands: from the folders of those that have begun, and one squeue for the others."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc import slurm
+from hpc.config import Launcher
+from hpc.listing import Row, read
+from hpc.sweep import Sweep
+
+# Of these nothing more comes unless somebody asks for it.
+ENDED = ("finished", "failed", "cancelled", "gone", "never began")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One run of a sweep."""
+
+    number: int
+    run: str  # its id
+    name: str
+    state: str  # pending before it has begun; then as `hpc status` has it; "never began" if nothing will begin it
+    reason: str
+    step: int | None
+    tokens: int | None
+    folder: str
+    changes: dict[str, Any]
+
+
+def standings(sweep: Sweep) -> list[Standing]:
+    """All runs of a sweep, by number.
+
+    Raises:
+        SlurmError: if there are runs that have not begun, and Slurm does not say what will become of them.
+    """
+    runs = [sweep.run(number) for number in range(len(sweep.members))]
+    begun = [number for number, run in enumerate(runs) if run.config_file.exists()]
+    rows = dict(zip(begun, read([runs[number] for number in begun]), strict=True))
+    settled = {number for number, row in rows.items() if row.state in ("running", "finished", "failed", "cancelled")}
+    jobs = _jobs(sweep) if len(settled) < len(runs) else {}
+    found = []
+    for number, (run, member) in enumerate(zip(runs, sweep.members, strict=True)):
+        row = rows.get(number)
+        state, reason = _state(sweep, row, None if number in settled else jobs.get(number))
+        step, tokens = (row.step, row.tokens) if row else (None, None)
+        place = str(run.folder)
+        found.append(Standing(number, run.id, member.name, state, reason, step, tokens, place, dict(member.changes)))
+    return found
+
+
+def _state(sweep: Sweep, row: Row | None, job: tuple[str, str] | None) -> tuple[str, str]:
+    """State and reason of a run, by its own folder or the task of an array that will begin it, or go on with it."""
+    if job is not None:
+        return job
+    if row is None:
+        return ("cancelled", "before it began") if sweep.cancelled else ("never began", "its job is gone")
+    if row.state == "queued":  # and no job is there to take it up
+        return "gone", "its job is gone"
+    return row.state, row.reason
+
+
+def _jobs(sweep: Sweep) -> dict[int, tuple[str, str]]:
+    """What becomes of the tasks that are still in the queue, by number of the run."""
+    arrays = [array for array in sweep.arrays if array.job_id]
+    if sweep.launcher is Launcher.local:
+        alive = [array for array in arrays if local_lives(sweep, str(array.job_id))]
+        return {number: ("pending", "the runs before it come first") for array in alive for number in array.runs}
+    environment = controller(sweep)
+    if environment is None or not arrays:
+        return {}
+    rows = slurm.queue([str(array.job_id) for array in arrays], environment)
+    found: dict[int, tuple[str, str]] = {}
+    for array in arrays:
+        for task, number in enumerate(array.runs):
+            row = rows.get(f"{array.job_id}_{task}")
+            if row is not None and row.state not in slurm.GONE and _of(sweep, row):
+                found[number] = row.state.lower(), "" if row.reason == "None" else row.reason
+    return found
+
+
+def drop_waiting(sweep: Sweep) -> None:
+    """Take those tasks out of the queue that have not started."""
+    environment = controller(sweep) if sweep.launcher is Launcher.slurm else None
+    if environment is None:
+        return  # without Slurm, whoever takes them in turn sees the marker
+    arrays = [array.job_id for array in sweep.arrays if array.job_id]
+    rows = slurm.queue(arrays, environment).values() if arrays else ()
+    waiting = {row.job_id.partition("_")[0] for row in rows if row.state == "PENDING" and _of(sweep, row)}
+    for job_id in sorted(waiting):
+        slurm.cancel_waiting(job_id, environment)
+
+
+def _of(sweep: Sweep, row: slurm.QueueRow) -> bool:
+    return not row.folder or Path(row.folder).resolve() == sweep.folder.resolve()
+
+
+def controller(sweep: Sweep) -> Mapping[str, str] | None:
+    """As ``hpc.queue.controller``, for a sweep."""
+    from hpc.submit import target
+
+    environment = target(sweep.cluster, Launcher.slurm)
+    return environment if bool(environment) == sweep.emulated else None
+
+
+def local_lives(sweep: Sweep, job_id: str) -> bool:
+    """Whether the process that takes the runs of a sweep in turn lives; from another machine it seems to."""
+    from hpc.allocation import process_lives
+
+    if sweep.host != socket.gethostname():
+        return True
+    pid = job_id.removeprefix("local-")
+    return pid.isdecimal() and process_lives(int(pid), sweep.manifest_file.stat().st_mtime + 60)
+
+
+def tally(found: list[Standing]) -> str:
+    """How many runs are in which state, in words."""
+    counts = Counter(each.state for each in found)
+    return ", ".join(f"{count} {state}" for state, count in counts.most_common())

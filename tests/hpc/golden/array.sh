@@ -1,0 +1,27 @@
+#!/bin/bash
+#SBATCH --array=0-1000%16
+#SBATCH --chdir="/shared/runs/tiny moe/20260131-120000-1f2e"
+#SBATCH --cpus-per-task=32
+#SBATCH --exclusive
+#SBATCH --gres=gpu:a100:4
+#SBATCH --job-name=tiny_moe
+#SBATCH --mem=0
+#SBATCH --nodes=24
+#SBATCH --ntasks-per-node=4
+#SBATCH --open-mode=append
+#SBATCH --output=logs/%A_%a.log
+#SBATCH --partition=gpu
+#SBATCH --requeue
+#SBATCH --signal=B:USR2@300
+#SBATCH --time=2-00:00:00
+
+module load lang/Python/3.11.5-GCCcore-13.2.0
+module load system/CUDA/12.4.0
+export NCCL_IB_RETRY_CNT=10
+export NCCL_IB_TIMEOUT=50
+export UCX_RC_TIMEOUT=4s
+export GLOO_SOCKET_IFNAME=ib0
+export NCCL_SOCKET_IFNAME=ib0
+export PYTHONPATH='/shared/runs/tiny moe/20260131-120000-1f2e/code'
+trap '' USR2
+exec /shared/venv/bin/python -P -u -m hpc.supervise --sweep '/shared/runs/tiny moe/20260131-120000-1f2e' 2
