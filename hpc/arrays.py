@@ -15,7 +15,7 @@ from hpc import executor, provenance, script, slurm, submit
 from hpc.config import Cluster, Launcher
 from hpc.errors import Failed, Refused
 from hpc.resume import clear_ends
-from hpc.runs import Run, disk_failure, read_json, write_json, write_text
+from hpc.runs import Run, disk_failure, read_json, write_bytes, write_json, write_text
 from hpc.standing import ENDED, standings
 from hpc.submit import Plan
 from hpc.sweep import Array, Member, Sweep, changes
@@ -59,8 +59,11 @@ def array_script(plan: Plan, folder: Path, number: int, tasks: int) -> str:
     return script.render_array(plan.config, plan.request, folder, number, tasks, emulated=plan.emulated)
 
 
-def dispatch(plans: list[Plan], typed: list[str]) -> Sweep:
+def dispatch(plans: list[Plan], typed: list[str], files: Mapping[str, bytes] | None = None) -> Sweep:
     """Write the sweep's folder and hand its runs to the cluster.
+
+    Args:
+        files: what else lies in the folder, by name.
 
     Raises:
         Failed: if the folder cannot be written or Slurm does not take every array; then none is left in the queue.
@@ -70,7 +73,13 @@ def dispatch(plans: list[Plan], typed: list[str]) -> Sweep:
     submit.need_sbatch(first.config.cluster)
     parent = Path(first.config.cluster.runs) / first.config.name
     groups = group(plans)
-    sweep = Sweep(submit.new_folder(parent, lambda tmp, folder: _write(Sweep(tmp), folder, plans, groups, typed)))
+
+    def write(tmp: Path, folder: Path) -> None:
+        for name, content in (files or {}).items():
+            write_bytes(tmp / name, content)
+        _write(Sweep(tmp), folder, plans, groups, typed)
+
+    sweep = Sweep(submit.new_folder(parent, write))
     arrays = list(sweep.arrays)
     try:
         for number, array in enumerate(arrays):

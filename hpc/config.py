@@ -160,6 +160,15 @@ class HelloJob(Job):
 
 
 @dataclass
+class HydraJob(Job):
+    """One combination of another Hydra application's multirun, as hydra/launcher=hpc_slurm submits it."""
+
+    _target_: str = "jobs.hydra.Hydra"
+    max_fruitless: int = 1  # whether an application does better at a second try, only its author can know
+    task: int = 0  # number of the combination
+
+
+@dataclass
 class Config:
     """One request: everything that `hpc submit` composes from conf/ and the overrides."""
 
@@ -173,7 +182,7 @@ class Config:
     job: Job = MISSING
 
 
-JOBS: dict[str, type[Job]] = {"train": TrainJob, "prepare": PrepareJob, "hello": HelloJob}
+JOBS: dict[str, type[Job]] = {"train": TrainJob, "prepare": PrepareJob, "hello": HelloJob, "hydra": HydraJob}
 
 
 def job_schema(target: str) -> type[Job]:

@@ -32,11 +32,16 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def write_text(path: Path, text: str) -> None:
+    """``write_bytes`` of a text."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all, also after a power cut."""
     tmp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with tmp.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with tmp.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         tmp.replace(path)

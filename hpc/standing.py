@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hpc.config import Launcher
 from hpc.listing import Row, read
 from hpc.sweep import Sweep
 
+POLL = 2.0  # seconds between two looks while waiting; each asks Slurm once
 # Of these nothing more comes unless somebody asks for it.
 ENDED = ("finished", "failed", "cancelled", "gone", "never began")
 
@@ -116,6 +118,26 @@ def local_lives(sweep: Sweep, job_id: str) -> bool:
         return True
     pid = job_id.removeprefix("local-")
     return pid.isdecimal() and process_lives(int(pid), sweep.manifest_file.stat().st_mtime + 60)
+
+
+def wait(sweep: Sweep, say: Callable[[str], None]) -> list[Standing]:
+    """Block until no run of the sweep goes on, saying how many are in which state. Returns where they stand then."""
+    said = ""
+    while True:
+        began = time.monotonic()
+        try:
+            # Anew each time: another command may have added an array.
+            now = standings(Sweep(sweep.folder))
+        except slurm.SlurmError as error:  # no answer says nothing of the runs
+            now, text = [], str(error)
+        else:
+            text = tally(now)
+        if text != said:
+            say(text)
+            said = text
+        if now and all(each.state in ENDED for each in now):
+            return now
+        time.sleep(max(POLL, 10 * (time.monotonic() - began)))  # a look at a thousand folders takes its time
 
 
 def tally(found: list[Standing]) -> str:

@@ -18,7 +18,6 @@ from hpc.sweep import Sweep
 if TYPE_CHECKING:
     from hpc.standing import Standing
 
-POLL = 2.0  # seconds between two looks while waiting; each asks Slurm once
 HELP = "the runs of a sweep: where they stand, which is best, which are to be tried again"
 WHICH = "id or its beginning, name, folder, or last"
 FAILED_SHOWN = 20
@@ -71,25 +70,13 @@ def tell(found: Sweep, *, as_json: bool) -> None:
 
 def wait(found: Sweep, *, quiet: bool) -> int:
     """Block until no run of the sweep goes on. Returns 0 if all finished."""
-    from hpc.slurm import SlurmError
-    from hpc.standing import ENDED, standings, tally
+    from hpc.standing import wait
 
-    said = ""
-    while True:
-        began = time.monotonic()
-        try:
-            # Anew each time: another command may have added an array.
-            now = standings(Sweep(found.folder))
-        except SlurmError as error:  # no answer says nothing of the runs
-            now, text = [], str(error)
-        else:
-            text = tally(now)
-        if text != said and not quiet:
+    def say(text: str) -> None:
+        if not quiet:
             print(f"{found.name}/{found.id}: {text}", file=sys.stderr, flush=True)
-            said = text
-        if now and all(each.state in ENDED for each in now):
-            return 0 if all(each.state == "finished" for each in now) else 1
-        time.sleep(max(POLL, 10 * (time.monotonic() - began)))  # a look at a thousand folders takes its time
+
+    return 0 if all(each.state == "finished" for each in wait(found, say)) else 1
 
 
 def _status(found: Sweep, args: argparse.Namespace) -> int:

@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 from hpc import emulate, ledger
 from hpc.config import Cluster
+from hpc.emulate import Emulation
 from hpc.sweep import Sweep
 
 
@@ -34,38 +37,70 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-def test_arrays_of_a_sweep_run_are_requeued_alone_cancelled_and_resumed(
-    slurm_home: Path, described: Callable[..., Cluster], tmp_path: Path
-) -> None:
-    (tmp_path / "cluster").mkdir()
+@pytest.fixture(scope="module")
+def swept(
+    slurm_home: Path, described: Callable[..., Cluster], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Emulation, list[str]]]:
+    """An emulated cluster that takes three jobs in an array, and the overrides by which one gets there."""
+    folder = tmp_path_factory.mktemp("swept")
+    (folder / "cluster").mkdir()
     source = Path(__file__).resolve().parents[2] / "conf" / "cluster" / "noctua2.yaml"
     text = source.read_text(encoding="utf-8").replace("name: noctua2", "name: swept")
-    (tmp_path / "cluster" / "swept.yaml").write_text(text)
-    search = f"hydra.searchpath=[file://{tmp_path}]"
-    places = [search, "cluster=swept", f"cluster.runs={tmp_path}/runs", "cluster.max_array_size=3"]
+    (folder / "cluster" / "swept.yaml").write_text(text)
+    search = f"hydra.searchpath=[file://{folder}]"
+    with emulate.emulated(described("swept", search, "cluster.max_array_size=3"), emulate.Options(fast=True)) as found:
+        yield found, [search, "cluster=swept", f"cluster.runs={folder}/runs", "cluster.max_array_size=3"]
+
+
+def test_arrays_of_a_sweep_run_are_requeued_alone_cancelled_and_resumed(swept: tuple[Emulation, list[str]]) -> None:
+    emulation, places = swept
     small = ["job=hello", "job.nodes=1", "job.ranks_per_node=1", "job.time=10", "job.grace=10"]
-    cluster = described("swept", search, "cluster.max_array_size=3")
-    with emulate.emulated(cluster, emulate.Options(fast=True)) as emulation:
-        # Seven runs, of which Slurm takes three in an array.
-        told = json.loads(hpc("submit", "-m", *small, *places, "job.seconds=0.1,0.2,0.3,0.4,0.5,300,301", "--json"))
-        sweep = Sweep(Path(told["folder"]))
-        assert [len(array.runs) for array in sweep.arrays] == [3, 3, 1]
-        until(lambda: states(sweep)[:5] == ["finished"] * 5 and states(sweep)[5:] == ["running"] * 2)
-        long = sweep.run(5)
-        assert long.job_id == f"{told['job_ids'][1]}_2"
+    # Seven runs, of which Slurm takes three in an array.
+    told = json.loads(hpc("submit", "-m", *small, *places, "job.seconds=0.1,0.2,0.3,0.4,0.5,300,301", "--json"))
+    sweep = Sweep(Path(told["folder"]))
+    assert [len(array.runs) for array in sweep.arrays] == [3, 3, 1]
+    until(lambda: states(sweep)[:5] == ["finished"] * 5 and states(sweep)[5:] == ["running"] * 2)
+    long = sweep.run(5)
+    assert long.job_id == f"{told['job_ids'][1]}_2"
 
-        # One task goes back into the queue, and no other of its array.
-        until(lambda: (ledger.folder(long, 0) / "READY").exists())
-        environment = {**os.environ, **emulation.environment}
-        subprocess.run(["scontrol", "requeue", str(long.job_id)], check=True, env=environment, timeout=30)
-        until(lambda: (ledger.folder(long, 1) / "READY").exists())
-        assert [len(ledger.numbers(sweep.run(number))) for number in range(7)] == [1] * 5 + [2, 1]
+    # One task goes back into the queue, and no other of its array.
+    until(lambda: (ledger.folder(long, 0) / "READY").exists())
+    environment = {**os.environ, **emulation.environment}
+    subprocess.run(["scontrol", "requeue", str(long.job_id)], check=True, env=environment, timeout=30)
+    until(lambda: (ledger.folder(long, 1) / "READY").exists())
+    assert [len(ledger.numbers(sweep.run(number))) for number in range(7)] == [1] * 5 + [2, 1]
 
-        hpc("sweep", "cancel", str(sweep.folder))
-        until(lambda: states(sweep) == ["finished"] * 5 + ["cancelled"] * 2)
-        again = json.loads(hpc("sweep", "resume", str(sweep.folder), "--json"))
-        assert again["runs"] == [5, 6]
-        until(lambda: states(sweep) == ["finished"] * 5 + ["running"] * 2)
-        until(lambda: (ledger.folder(long, 2) / "READY").exists())
-        hpc("sweep", "cancel", str(sweep.folder), "--now")
-        until(lambda: states(sweep) == ["finished"] * 5 + ["cancelled"] * 2)
+    hpc("sweep", "cancel", str(sweep.folder))
+    until(lambda: states(sweep) == ["finished"] * 5 + ["cancelled"] * 2)
+    again = json.loads(hpc("sweep", "resume", str(sweep.folder), "--json"))
+    assert again["runs"] == [5, 6]
+    until(lambda: states(sweep) == ["finished"] * 5 + ["running"] * 2)
+    until(lambda: (ledger.folder(long, 2) / "READY").exists())
+    hpc("sweep", "cancel", str(sweep.folder), "--now")
+    until(lambda: states(sweep) == ["finished"] * 5 + ["cancelled"] * 2)
+
+
+def test_another_hydra_application_runs_unchanged(swept: tuple[Emulation, list[str]], tmp_path: Path) -> None:
+    _, (search, _, *places) = swept
+    (tmp_path / "main.yaml").write_text("x: 1\nhydra: {sweep: {dir: out}}\n")
+    (tmp_path / "run.py").write_text(
+        "import hydra, os\n"
+        "from pathlib import Path\n"
+        "@hydra.main(version_base=None, config_path='.', config_name='main')\n"
+        "def run(cfg):\n"
+        "    out = Path(hydra.core.hydra_config.HydraConfig.get().runtime.output_dir)\n"
+        "    (out / 'out.txt').write_text(os.environ['SLURM_ARRAY_TASK_ID'])\n"
+        "run()\n"
+    )
+    overrides = ",".join(f"'{word}'" for word in (search, *places))
+    launcher = ["hydra/launcher=hpc_slurm", "hydra.launcher.cluster=swept", f"hydra.launcher.overrides=[{overrides}]"]
+    done = subprocess.run(
+        [sys.executable, "run.py", "-m", "x=1,2", *launcher, "hydra.launcher.time=10", "hydra.launcher.grace=10"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=tmp_path,
+        env=os.environ,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(file.read_text() for file in tmp_path.glob("out/*/out.txt")) == ["0", "1"]
