@@ -271,6 +271,10 @@ def find(root: Path, text: str) -> Run:
         return (exact or by_name)[0]
     if len(by_id) == 1:
         return by_id[0]
+    if by_id and all(run.id.startswith(f"{text.rpartition('/')[2]}.") for run in by_id):
+        raise Refused(
+            f"{text} is a sweep of {len(by_id)} runs so far. Look: hpc sweep status {by_id[0].id.split('.')[0]}"
+        )
     if by_id:
         several = ", ".join(run.id for run in by_id[:5])
         raise Refused(f"{text!r} begins the ids of {len(by_id)} runs: {several}. Type more of the id.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import math
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc import runs, sweep
+from hpc.errors import Refused
 from hpc.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 HELP = "the runs of a sweep: where they stand, which is best, which are to be tried again"
 WHICH = "id or its beginning, name, folder, or last"
 FAILED_SHOWN = 20
+DEFAULTS = ("validation_loss", "loss")
 
 
 def main(argv: list[str]) -> int:
@@ -30,7 +33,7 @@ def main(argv: list[str]) -> int:
     status = add("status", _status, "how many runs wait, run, have finished; what failed and why")
     status.add_argument("--wait", action="store_true", help="until no run goes on; exit status 0 if all finished")
     table = add("table", _table, "one line a run, the best by a metric first")
-    table.add_argument("--metric", default="validation_loss", metavar="NAME", help="its newest value (validation_loss)")
+    table.add_argument("--metric", metavar="NAME", help="its newest value (validation_loss, or loss where none has it)")
     table.add_argument("--max", action="store_true", help="the largest is the best")
     add("resume", _resume, "submit what is missing, failed or was cancelled, and nothing else")
     cancel = add("cancel", _cancel, "end all runs, and let none begin")
@@ -104,10 +107,9 @@ def _changed(changes: dict[str, Any]) -> str:
 
 def _table(found: Sweep, args: argparse.Namespace) -> int:
     from hpc.standing import standings
-    from monitoring.tail import last_value
 
     rows = standings(found)
-    values = {row.number: last_value(Path(row.folder), args.metric) for row in rows}
+    metric, values = _values(rows, args.metric)
 
     def place(row: Standing) -> tuple[bool, float]:
         value = values[row.number]
@@ -116,10 +118,41 @@ def _table(found: Sweep, args: argparse.Namespace) -> int:
 
     rows.sort(key=place)
     if args.json:
-        print(json.dumps([{**asdict(row), args.metric: values[row.number]} for row in rows]))
+        print(json.dumps([{**asdict(row), metric: values[row.number]} for row in rows]))
         return 0
-    _print_table(found, rows, args.metric, values)
+    _print_table(found, rows, metric, values)
     return 0
+
+
+def _values(rows: list[Standing], metric: str | None) -> tuple[str, dict[int, float | None]]:
+    """The newest value of each run of the metric, or of the first usual one that any of them has recorded."""
+    from monitoring.tail import last_value
+
+    values: dict[int, float | None] = {}
+    for name in [metric] if metric else DEFAULTS:
+        values = {row.number: last_value(Path(row.folder), name) for row in rows}
+        if any(value is not None for value in values.values()):
+            return name, values
+    if metric and (known := _recorded(rows)):
+        near = difflib.get_close_matches(metric, known, 1, 0.5)
+        hint = f" Nearest: --metric {near[0]}" if near else ""
+        raise Refused(f"--metric {metric}: no run has recorded it. Recorded are: {', '.join(known)}.{hint}")
+    return metric or DEFAULTS[-1], values
+
+
+def _recorded(rows: list[Standing]) -> list[str]:
+    """Names of what the first run with any record recorded with its newest step."""
+    from monitoring import layout
+    from monitoring.record import metric
+    from monitoring.tail import last_record
+
+    for row in rows:
+        for number in reversed(layout.attempt_numbers(Path(row.folder))):
+            if record := last_record(layout.attempt_folder(Path(row.folder), number)):
+                return sorted(
+                    key for key, value in record.items() if key not in ("seq", "t") and metric(value) is not None
+                )
+    return []
 
 
 def _print_table(found: Sweep, rows: list[Standing], metric: str, values: dict[int, float | None]) -> None:

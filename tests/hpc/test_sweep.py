@@ -20,6 +20,7 @@ from hpc.cli.submit import plans
 from hpc.runs import Run
 from hpc.submit import Plan
 from hpc.sweep import Array, Member, Sweep, changes
+from monitoring.record import Recorder
 
 from .test_script import same_as_golden
 
@@ -162,6 +163,33 @@ def test_a_mistake_is_said_and_nothing_is_written(
 ) -> None:
     assert said in hpc(*words, status=2).stderr
     assert not list(here.rglob("sweep.json"))
+
+
+def test_the_table_is_by_any_metric_that_was_recorded_best_first(
+    hpc: Callable[..., subprocess.CompletedProcess[str]], here: Path
+) -> None:
+    folder = here / "runs" / "x" / "20260131-120000-1f2e"
+    sweep = sweep_of(folder, planned("job=hello", "name=x", "job.seconds=0,1,2"))
+    sweep.write(typed=[], cluster="local", launcher="local", emulated=False, host="", submitted=0.0)
+    (folder / "manifest.json").write_text("{}")
+    for number, losses in enumerate(([3.0, 2.5], [2.0, float("nan")], [2.75])):
+        run = sweep.run(number)
+        run.attempts.mkdir(parents=True)
+        run.config_file.write_text("")
+        run.set_state("failed", reason="")
+        recorder = Recorder(run.attempts / "0", 0, 1, run.id, 0)
+        for step, loss in enumerate(losses, start=1):
+            recorder.step(step=step, tokens=step, loss=loss)
+        recorder.close()
+
+    def order(*words: str) -> list[int]:
+        return [row["number"] for row in json.loads(hpc("sweep", "table", "--json", *words).stdout)]
+
+    assert order() == [0, 2, 1]  # what is no number is never the best
+    assert order("--metric", "loss", "--max") == [2, 0, 1]
+    assert order("--metric", "tokens") == [2, 0, 1]
+    assert "Nearest: --metric tokens" in hpc("sweep", "table", "--metric", "token", status=2).stderr
+    assert "a sweep of 3 runs" in hpc("status", sweep.id, status=2).stderr
 
 
 def test_of_folders_that_are_no_sweep_and_of_other_versions(
