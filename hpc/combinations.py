@@ -50,6 +50,16 @@ def compose(combinations: Sequence[Sequence[str]], compose: Compose, is_group: I
         yield typed(compose(list(words))) if config is None else config
 
 
+def spelled(value: Any) -> str:
+    """A value as an override has it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if not isinstance(value, str) or re.fullmatch(r"[A-Za-z0-9_./@:+-]+", value):
+        return str(value)
+    text = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"
+
+
 class _Split:
     """Parts a combination into what decides the tree and plain values of it."""
 

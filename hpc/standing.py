@@ -6,14 +6,14 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hpc import slurm
 from hpc.config import Launcher
 from hpc.listing import Row, read
-from hpc.sweep import Sweep
+from hpc.sweep import Array, Sweep
 
 POLL = 2.0  # seconds between two looks while waiting; each asks Slurm once
 # Of these nothing more comes unless somebody asks for it.
@@ -69,12 +69,12 @@ def _state(sweep: Sweep, row: Row | None, job: tuple[str, str] | None) -> tuple[
 
 def _jobs(sweep: Sweep) -> dict[int, tuple[str, str]]:
     """What becomes of the tasks that are still in the queue, by number of the run."""
-    arrays = [array for array in sweep.arrays if array.job_id]
     if sweep.launcher is Launcher.local:
-        alive = [array for array in arrays if local_lives(sweep, str(array.job_id))]
+        alive = [array for array in sweep.arrays if array.job_id and local_lives(sweep, array.job_id)]
         return {number: ("pending", "the runs before it come first") for array in alive for number in array.runs}
     environment = controller(sweep)
-    if environment is None or not arrays:
+    arrays = [] if environment is None else submitted(sweep, environment)
+    if not arrays:
         return {}
     rows = slurm.queue([str(array.job_id) for array in arrays], environment)
     found: dict[int, tuple[str, str]] = {}
@@ -86,12 +86,25 @@ def _jobs(sweep: Sweep) -> dict[int, tuple[str, str]]:
     return found
 
 
+def submitted(sweep: Sweep, environment: Mapping[str, str]) -> list[Array]:
+    """The arrays that Slurm was given. Whoever submitted them may have died before it wrote down the last one's id."""
+    known = [array for array in sweep.arrays if array.job_id]
+    unknown = [array for array in sweep.arrays if not array.job_id]
+    if not unknown:
+        return known
+    queued = [row for row in slurm.queue(None, environment).values() if row.folder and _of(sweep, row)]
+    mine = {row.job_id.partition("_")[0] for row in queued}
+    lost = sorted(mine - {str(array.job_id) for array in known}, key=int)
+    # They are submitted in their order, and each id is written down before the next one.
+    return known + [replace(unknown[0], job_id=job_id) for job_id in lost[:1]]
+
+
 def drop_waiting(sweep: Sweep) -> None:
     """Take those tasks out of the queue that have not started."""
     environment = controller(sweep) if sweep.launcher is Launcher.slurm else None
     if environment is None:
         return  # without Slurm, whoever takes them in turn sees the marker
-    arrays = [array.job_id for array in sweep.arrays if array.job_id]
+    arrays = [str(array.job_id) for array in submitted(sweep, environment)]
     rows = slurm.queue(arrays, environment).values() if arrays else ()
     waiting = {row.job_id.partition("_")[0] for row in rows if row.state == "PENDING" and _of(sweep, row)}
     for job_id in sorted(waiting):

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.launcher import Launcher
 
+from hpc.combinations import spelled
+
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
     from hydra.types import HydraContext, TaskFunction
@@ -62,7 +64,7 @@ class HpcLauncher(Launcher):
 
     def __init__(self, cluster: str, name: str, wait: bool, overrides: Sequence[str], **job: Any) -> None:
         self.wait = wait
-        words = [f"job.{key}={_quoted(value)}" for key, value in job.items() if value is not None]
+        words = [f"job.{key}={spelled(value)}" for key, value in job.items() if value is not None]
         run_name = re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip("._-")[:64] or "hydra"
         self.words = ["job=hydra", f"cluster={cluster}", f"name={run_name}", *words, *overrides]
 
@@ -73,8 +75,10 @@ class HpcLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from hydra.core.utils import JobReturn, JobStatus
+        from hydra.errors import HydraException
 
         from hpc import arrays
+        from hpc.errors import Failed, Refused
         from jobs.hydra import APPLICATION, TASKS
 
         combinations = [list(words) for words in job_overrides]
@@ -85,7 +89,10 @@ class HpcLauncher(Launcher):
             "working_folder": os.getcwd(),  # noqa: PTH109
         }
         files = {APPLICATION: self._application(), TASKS: json.dumps(tasks).encode()}
-        sweep = arrays.dispatch(self._plans(len(combinations)), [*sys.argv], files)
+        try:
+            sweep = arrays.dispatch(self._plans(len(combinations)), [*sys.argv], files)
+        except (Refused, Failed) as error:
+            raise HydraException(f"hydra/launcher=hpc_slurm: {error}") from None  # Hydra tells it without a traceback
         log.info("%d runs of %s: hpc sweep status %s", len(combinations), sweep.cluster, sweep.folder)
         if self.wait:
             return self._results(sweep, combinations)
@@ -153,11 +160,3 @@ def _apart() -> Iterator[None]:
         yield
     finally:
         Singleton._instances = instances  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _quoted(value: Any) -> str:
-    """A value as an override has it."""
-    if not isinstance(value, str):
-        return str(value).lower() if isinstance(value, bool) else str(value)
-    text = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"

@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hpc import emulate, ledger
+from hpc import emulate, ledger, slurm
 from hpc.config import Cluster
 from hpc.emulate import Emulation
+from hpc.standing import submitted
 from hpc.sweep import Sweep
 
 
@@ -63,12 +65,19 @@ def test_arrays_of_a_sweep_run_are_requeued_alone_cancelled_and_resumed(swept: t
     long = sweep.run(5)
     assert long.job_id == f"{told['job_ids'][1]}_2"
 
-    # One task goes back into the queue, and no other of its array.
+    # One task puts itself back into the queue, and no other of its array.
     until(lambda: (ledger.folder(long, 0) / "READY").exists())
-    environment = {**os.environ, **emulation.environment}
-    subprocess.run(["scontrol", "requeue", str(long.job_id)], check=True, env=environment, timeout=30)
+    slurm.signal_batch(str(long.job_id), "USR2", emulation.environment)
     until(lambda: (ledger.folder(long, 1) / "READY").exists())
     assert [len(ledger.numbers(sweep.run(number))) for number in range(7)] == [1] * 5 + [2, 1]
+    assert ledger.history(long)[0].cause == "preemption"
+
+    # Had whoever submitted the arrays died before it wrote down the last one's id, its job would be found all the same.
+    *known, last = sweep.arrays
+    sweep.write(arrays=[*known, replace(last, job_id=None)])
+    assert states(sweep)[6] == "running"
+    assert [array.job_id for array in submitted(Sweep(sweep.folder), emulation.environment)] == told["job_ids"]
+    sweep.write(arrays=[*known, last])
 
     hpc("sweep", "cancel", str(sweep.folder))
     until(lambda: states(sweep) == ["finished"] * 5 + ["cancelled"] * 2)
@@ -80,7 +89,9 @@ def test_arrays_of_a_sweep_run_are_requeued_alone_cancelled_and_resumed(swept: t
     until(lambda: states(sweep) == ["finished"] * 5 + ["cancelled"] * 2)
 
 
-def test_another_hydra_application_runs_unchanged(swept: tuple[Emulation, list[str]], tmp_path: Path) -> None:
+def test_another_hydra_application_runs_unchanged_and_optuna_through_it(
+    swept: tuple[Emulation, list[str]], tmp_path: Path
+) -> None:
     _, (search, _, *places) = swept
     (tmp_path / "main.yaml").write_text("x: 1\nhydra: {sweep: {dir: out}}\n")
     (tmp_path / "run.py").write_text(
@@ -90,17 +101,21 @@ def test_another_hydra_application_runs_unchanged(swept: tuple[Emulation, list[s
         "def run(cfg):\n"
         "    out = Path(hydra.core.hydra_config.HydraConfig.get().runtime.output_dir)\n"
         "    (out / 'out.txt').write_text(os.environ['SLURM_ARRAY_TASK_ID'])\n"
+        "    return (cfg.x - 3) ** 2\n"
         "run()\n"
     )
     overrides = ",".join(f"'{word}'" for word in (search, *places))
     launcher = ["hydra/launcher=hpc_slurm", "hydra.launcher.cluster=swept", f"hydra.launcher.overrides=[{overrides}]"]
-    done = subprocess.run(
-        [sys.executable, "run.py", "-m", "x=1,2", *launcher, "hydra.launcher.time=10", "hydra.launcher.grace=10"],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        cwd=tmp_path,
-        env=os.environ,
-    )
-    assert done.returncode == 0, done.stderr
+    launcher += ["hydra.launcher.time=10", "hydra.launcher.grace=10"]
+
+    def multirun(*words: str) -> None:
+        command = [sys.executable, "run.py", "-m", *launcher, *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=tmp_path, env=os.environ)
+        assert done.returncode == 0, done.stderr
+
+    multirun("x=1,2")
     assert sorted(file.read_text() for file in tmp_path.glob("out/*/out.txt")) == ["0", "1"]
+    multirun("hydra/sweeper=hpc_optuna", "hydra.sweeper.trials=4", "hydra.sweeper.at_once=2", "x=interval(0, 10)")
+    best = (tmp_path / "out" / "optimization_results.yaml").read_text()
+    assert "best:" in best and "x:" in best
+    assert len(list(tmp_path.glob("out/*/out.txt"))) == 4  # 0 to 3, the first two again
