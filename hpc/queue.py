@@ -12,6 +12,7 @@ from hpc import slurm, sweep
 from hpc.config import Launcher
 from hpc.runs import Run
 from hpc.submit import target
+from hpc.sweep import Sweep
 from monitoring.snapshot import JobState
 
 
@@ -48,8 +49,8 @@ def states(found: Iterable[Run], known: Mapping[Path, JobState] | None = None) -
     return result
 
 
-def controller(run: Run) -> Mapping[str, str] | None:
-    """What Slurm's programs must find in their environment to speak to the run's cluster.
+def controller(run: Run | Sweep) -> Mapping[str, str] | None:
+    """What Slurm's programs must find in their environment to speak to the cluster of a run or a sweep.
 
     None where its emulated cluster is down, or an emulated one hides the real one: to the Slurm that answers, the
     run's job id would be another job's.

@@ -13,6 +13,7 @@ from typing import Any
 from hpc import slurm
 from hpc.config import Launcher
 from hpc.listing import Row, read
+from hpc.queue import controller
 from hpc.sweep import Array, Sweep
 
 POLL = 2.0  # seconds between two looks while waiting; each asks Slurm once
@@ -113,14 +114,6 @@ def drop_waiting(sweep: Sweep) -> None:
 
 def _of(sweep: Sweep, row: slurm.QueueRow) -> bool:
     return not row.folder or Path(row.folder).resolve() == sweep.folder.resolve()
-
-
-def controller(sweep: Sweep) -> Mapping[str, str] | None:
-    """As ``hpc.queue.controller``, for a sweep."""
-    from hpc.submit import target
-
-    environment = target(sweep.cluster, Launcher.slurm)
-    return environment if bool(environment) == sweep.emulated else None
 
 
 def local_lives(sweep: Sweep, job_id: str) -> bool:

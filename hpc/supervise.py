@@ -339,11 +339,9 @@ def _task(folder: Path, number: int) -> int:
         say("the sweep was cancelled")
         return 0
     try:
-        task = int(os.environ["SLURM_ARRAY_TASK_ID"])
-    except KeyError:
-        return _in_turn(found, number)
-    array_id = os.environ["SLURM_ARRAY_JOB_ID"]
-    try:
+        if "SLURM_ARRAY_TASK_ID" not in os.environ:
+            return _in_turn(found, number)
+        array_id, task = os.environ["SLURM_ARRAY_JOB_ID"], int(os.environ["SLURM_ARRAY_TASK_ID"])
         run = found.begin(found.arrays[number].runs[task], f"{array_id}_{task}")
         _log_to(run, found.logs / f"{array_id}_{task}.log")
     except (Refused, Failed) as error:

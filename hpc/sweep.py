@@ -156,7 +156,7 @@ class Sweep:
         """Write a run's folder, whole or not at all, where it is not there yet.
 
         Raises:
-            Failed: if it cannot be written.
+            OSError: if it cannot be written.
         """
         run = self.run(number)
         if run.config_file.exists():
