@@ -120,8 +120,9 @@ def test_a_writer_may_die_between_any_two_operations(ranks: Ranks, tmp_path: Pat
 
 def test_a_rank_killed_in_a_save_leaves_the_checkpoint_before(ranks: Ranks, tmp_path: Path) -> None:
     config = tiny.config(checkpoint=tiny.checkpoints(every_steps=3))
-    with pytest.raises(RankFailed, match="rank 1"):
+    with pytest.raises(RankFailed):  # of either rank: the one that lives loses its connection
         ranks.run(killed_while_writing_step_6, config, tmp_path, world_size=2)
+    assert list(tmp_path.glob(".step-6.tmp-*"))
     (outcome, memory), _ = ranks.run(tiny.run, config, tmp_path, world_size=2)
     assert memory.events[0]["step"] == 3
     assert (outcome.kind, outcome.step) == ("finished", 12)
