@@ -11,14 +11,15 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from hpc import attempt, ledger, slurm
+from hpc import attempt, exits, ledger, slurm
 from hpc.config import Config, Launcher
 from hpc.errors import Failed
+from hpc.exits import SRUN_LOG, Exit
 from hpc.ledger import Record
 from hpc.request import Request
 from hpc.requeue import Cause
@@ -32,6 +33,8 @@ SAFE_HOLD = 45
 EARLY = 75.0  # seconds by which a signal may come early: Slurm's manual says 60
 COMPLETING_PATIENCE = 120.0  # seconds that an owner's job may take to leave its nodes
 REQUEUE_PATIENCE = 3600.0  # seconds for which a controller that is away is asked again to requeue
+TERM_PATIENCE = 24.0  # seconds for ranks to save after SIGTERM, of the 30 that Slurm's KillWait gives
+STEP_PATIENCE = 40.0  # seconds that a step may take to end: KillWait is 30 by default
 HOLD_PATIENCE = 10.0  # seconds for which a requeued job is asked for an earlier start
 
 
@@ -52,6 +55,10 @@ class Ranks(Protocol):
 
     def end(self, *, now: bool) -> None:
         """End every rank: SIGTERM, or SIGKILL if ``now``."""
+        ...
+
+    def exits(self) -> list[Exit]:
+        """Once all ended: those that did not end well."""
         ...
 
 
@@ -77,8 +84,18 @@ class Allocation(Protocol):
         """Why ranks ended although nobody asked this process to stop; None if the allocation is as it was."""
         ...
 
-    def requeue(self, hold: int) -> str:
-        """Queue again. Returns "ended" where this process must exit now, "here" where it goes on itself.
+    def clear(self) -> None:
+        """End what a supervisor that was killed in this allocation left behind.
+
+        Raises:
+            Failed: if it does not end.
+        """
+        ...
+
+    def requeue(self, hold: int, exclude: Sequence[str]) -> str:
+        """Queue again, not to start on the nodes of ``exclude``.
+
+        Returns "ended" where
 
         Raises:
             Failed: if nothing will start this run again.
@@ -105,7 +122,6 @@ class SlurmAllocation:
     restart_count: int
     nodes: list[str]
     ends: float
-    steps: int = 0  # started so far; Slurm numbers them from 0
 
     @classmethod
     def from_environment(cls, config: Config, request: Request, folder: Path) -> SlurmAllocation:
@@ -135,10 +151,17 @@ class SlurmAllocation:
             *rank_command(self.config, self.folder),
         ]
         env = {k: v for k, v in os.environ.items() if k not in attempt.PER_RANK}
-        process = subprocess.Popen(command, env={**env, **environment}, stdin=subprocess.DEVNULL)
-        step = f"{self.job_id}.{self.steps}"
-        self.steps += 1
-        return SlurmStep(process, step)
+        # srun's own words go to a file, where also a later supervisor finds them; it must not outlive this one.
+        with (folder / SRUN_LOG).open("ab") as log:
+            process = subprocess.Popen(
+                command, env={**env, **environment}, stdin=subprocess.DEVNULL, stderr=log, preexec_fn=_end_with_parent
+            )
+        return SlurmStep(process, self.job_id, folder / SRUN_LOG)
+
+    def clear(self) -> None:
+        if self.config.cluster.slurm_from_compute:
+            # Its srun was told to stop, and the ranks by it: what they save is not lost.
+            slurm.end_steps(self.job_id, STEP_PATIENCE, grace=TERM_PATIENCE)
 
     def owner_lives(self, run: Run, record: Record) -> bool:
         if record.ended is not None and record.action in ("end", "stop"):
@@ -227,7 +250,7 @@ class SlurmAllocation:
             return Cause.time_limit, evidence
         return Cause.preemption, evidence
 
-    def requeue(self, hold: int) -> str:
+    def requeue(self, hold: int, exclude: Sequence[str]) -> str:
         # From here on only SIGKILL ends this process: the requeue sends SIGTERM to it and to scontrol.
         for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
@@ -239,20 +262,25 @@ class SlurmAllocation:
                 f"from a login node type: {by_hand}"
             )
         try:
-            if self._requeued(hold):
+            if self._requeued(hold, [*self._excluded(), *exclude] if exclude else []):
                 return "ended"
             why = "Slurm did not take the requeue"
         except slurm.Forbidden as error:
             why = f"no requeue on this site ({error})"
         try:
-            successor = slurm.sbatch(script, None, f"--dependency=afterany:{self.job_id}")
+            options = [f"--exclude={','.join([*self._excluded(), *exclude])}"] if exclude else []
+            successor = slurm.sbatch(script, None, f"--dependency=afterany:{self.job_id}", *options)
         except SlurmError as error:
             raise Failed(f"{why}, nor a successor ({error}). What was saved is there; type: {by_hand}") from error
         print(f"{why}; job {successor} follows this one", flush=True)
         Run(self.folder).set_state("requeued", job_id=successor)
         return "ended"
 
-    def _requeued(self, hold: int) -> bool:
+    def _excluded(self) -> list[str]:
+        """What was asked for in the request, which an update would replace."""
+        return [self.config.job.exclude] if self.config.job.exclude else []
+
+    def _requeued(self, hold: int, exclude: Sequence[str]) -> bool:
         """Requeue, however long the controller is away. A start can only be set for a job that waits: Slurm's taking
         that is the proof that the requeue came through, whatever its own answer was."""
         began = time.monotonic()
@@ -261,9 +289,11 @@ class SlurmAllocation:
             if not queued and slurm.requeue(self.job_id):
                 queued, began, pause = True, time.monotonic(), 0.5
             try:
-                slurm.start_at(self.job_id, hold)
+                slurm.start_at(self.job_id, hold, exclude)
                 return True
             except SlurmError as error:
+                if "node name" in error.stderr.lower():  # such as a node that the site took away meanwhile
+                    exclude = ()
                 if queued and time.monotonic() > began + HOLD_PATIENCE:
                     return True  # it starts all the same, when Slurm's own hold is over
                 if str(error) != said:
@@ -288,7 +318,8 @@ class SlurmStep:
     """The ranks behind one srun, which hands signals on to all of them."""
 
     process: subprocess.Popen[bytes]
-    step: str
+    job_id: str
+    log: Path
 
     def poll(self) -> int | None:
         code = self.process.poll()
@@ -302,10 +333,13 @@ class SlurmStep:
             self.process.send_signal(signal.SIGTERM)
             return
         with contextlib.suppress(SlurmError):
-            slurm.call(["scancel", "--signal=KILL", self.step])
+            slurm.end_steps(self.job_id, 5.0)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=5)
         self.process.kill()
+
+    def exits(self) -> list[Exit]:
+        return exits.of_srun(exits.tail(self.log))
 
 
 # -- this machine ------------------------------------------------------------------------------------------------
@@ -316,7 +350,7 @@ class LocalAllocation:
     config: Config
     request: Request
     folder: Path
-    job_id: str = field(default_factory=lambda: f"local-{os.getpid()}")
+    job_id: str = field(default_factory=lambda: f"local-{os.environ.get(attempt.KEEPER, os.getpid())}")
     restart_count: int = 0
     nodes: list[str] = field(default_factory=lambda: [socket.gethostname()])
     ends: float = math.inf
@@ -366,7 +400,10 @@ class LocalAllocation:
             return Cause.time_limit, f"job.time={self.config.job.time} is used up"
         return Cause.cancelled, f"{reason} to the supervisor"
 
-    def requeue(self, hold: int) -> str:
+    def clear(self) -> None:
+        """Nothing: ranks here end with their supervisor."""
+
+    def requeue(self, hold: int, exclude: Sequence[str]) -> str:
         self.ends = time.time() + self.request.time
         self.restart_count += 1
         return "here"
@@ -378,11 +415,13 @@ class LocalRanks:
 
     processes: list[subprocess.Popen[bytes]]
     failed: tuple[int, float] | None = None  # exit status of the first that failed, monotonic time
+    first: frozenset[int] = frozenset()  # ranks that had failed when the first failure was seen
 
     def poll(self) -> int | None:
         codes = [process.poll() for process in self.processes]
         if any(codes) and self.failed is None:
             self.failed = (max(_status(code) for code in codes if code), time.monotonic())
+            self.first = frozenset(rank for rank, code in enumerate(codes) if code)
         if any(code is None for code in codes):
             if self.failed is not None:
                 self.end(now=time.monotonic() - self.failed[1] > 5)
@@ -395,6 +434,10 @@ class LocalRanks:
     def end(self, *, now: bool) -> None:
         self._send(signal.SIGKILL if now else signal.SIGTERM)
 
+    def exits(self) -> list[Exit]:
+        codes = [process.poll() for process in self.processes]
+        return [Exit(rank, _status(code), "", rank in self.first) for rank, code in enumerate(codes) if code]
+
     def _send(self, number: signal.Signals) -> None:
         for process in self.processes:
             if process.poll() is None:
@@ -404,6 +447,11 @@ class LocalRanks:
 def _status(code: int) -> int:
     """A shell's exit status: 128 + n for signal n."""
     return 128 - code if code < 0 else code
+
+
+def _end_with_parent() -> None:
+    """As ``_die_with_parent``, but asked to: srun then tells its ranks."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _die_with_parent() -> None:

@@ -25,6 +25,8 @@ JOB_ID = "HPC_JOB_ID"  # array-safe id of the job, as scontrol takes it
 DEADLINE = "HPC_DEADLINE"  # unix time at which ranks stop by themselves, should no signal arrive
 RANKS_PER_NODE = "HPC_RANKS_PER_NODE"
 EMULATED = "HPC_EMULATED"  # "1" on an emulated cluster
+KEEPER = "HPC_KEEPER"  # of a supervisor: pid of its parent, which is the batch process
+SUPERVISOR_DIED = "HPC_SUPERVISOR_DIED"  # likewise: the signal that ended the supervisor before it in this job
 # Set per rank by the supervisor where no Slurm step sets its own.
 RANK, WORLD_SIZE, LOCAL_RANK, NODE = "HPC_RANK", "HPC_WORLD_SIZE", "HPC_LOCAL_RANK", "HPC_NODE"
 PER_RANK = (RANK, WORLD_SIZE, LOCAL_RANK, NODE)

@@ -116,6 +116,43 @@ class Cluster:
     data: str = MISSING  # where prepared data lives
 
 
+class After(Enum):
+    """What follows an attempt that did not finish."""
+
+    requeue = "requeue"  # give the nodes back and queue again
+    restart = "restart"  # start the ranks again in the same allocation; queue again if that fails in the same way
+    stop = "stop"
+
+
+@dataclass
+class Policy:
+    """What follows an attempt that ended by one cause."""
+
+    action: After = After.requeue
+    budget: int | None = None  # ends by this cause since a person submitted or resumed the run; null: any number
+    fruitless: int | None = None  # stop after so many attempts in a row without a new step; null: job.max_fruitless
+    exclude: bool = False  # queue again without the suspected node, where there are others
+    shrink: bool = False  # with a smaller micro-batch and the same global batch
+    wait: float = 0.0  # seconds before a restart
+
+
+@dataclass
+class RequeueConfig:
+    """What follows the end of an attempt, by its cause (``hpc.requeue.Cause`` says what each means)."""
+
+    time_limit: Policy = MISSING
+    preemption: Policy = MISSING
+    node_failure: Policy = MISSING
+    host_memory: Policy = MISSING
+    gpu_memory: Policy = MISSING
+    gpu_fault: Policy = MISSING
+    network: Policy = MISSING
+    hang: Policy = MISSING
+    storage: Policy = MISSING
+    error: Policy = MISSING
+    crash: Policy = MISSING
+
+
 @dataclass
 class Job:
     """What every kind of job asks Slurm for; null takes the cluster's default."""
@@ -133,6 +170,8 @@ class Job:
     memory_gb: int | None = None  # per node; null: all of it
     grace: int = 300  # seconds before the time limit at which ranks are asked to stop
     max_fruitless: int = 3  # attempts without a new step after which the chain stops
+    # Seconds for which no rank prints or records anything after which the attempt counts as hanging; null: any time.
+    silence: float | None = None
     rank_memory_gb: float | None = None  # what one rank needs of host memory; null: estimated from the model
     throttle: int | None = None  # of a sweep's runs, how many at a time; null: as many as the cluster has room for
 
@@ -142,6 +181,7 @@ class TrainJob(Job):
     """Train a model."""
 
     _target_: str = "jobs.train.Train"
+    silence: float | None = 4500.0  # beyond what the trainer's own watchdog allows for its slowest part
 
 
 @dataclass
@@ -179,6 +219,7 @@ class Config:
     optim: OptimConfig = MISSING
     parallel: ParallelConfig = MISSING
     train: TrainConfig = field(default_factory=TrainConfig)
+    requeue: RequeueConfig = MISSING
     job: Job = MISSING
 
 

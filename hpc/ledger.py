@@ -45,8 +45,17 @@ class Record:
     cause: str | None = None
     evidence: str = ""
     exit_code: int | None = None
+    exits: dict[str, int] = field(default_factory=dict)  # of ranks that did not end well: 128 + n for signal n
+    suspect: str | None = None  # the node that is to be blamed
     action: str | None = None  # what the supervisor did next: requeue, restart, stop
+    reason: str = ""  # why that
+    exclude: list[str] = field(default_factory=list)  # nodes that the next attempt was asked to be without
+    changed: dict[str, list[Any]] = field(default_factory=dict)  # in the configuration, for the next: path, old, new
+    first_step: int | None = None
     step: int | None = None  # newest step that the attempt is known to have finished
+    lost_steps: int | None = None  # computed and not saved: the next attempt computes them again
+    # queued: since the attempt before, or since the run was submitted; starting, training, saving, ending.
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:

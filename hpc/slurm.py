@@ -40,6 +40,7 @@ def clean_environment(environment: Mapping[str, str] = os.environ) -> dict[str, 
     leftover = re.compile(
         r"(SLURM|SLURMD|SRUN|SBATCH|SUBMITIT|PMI|PMIX)(_.*)?$"
         r"|HPC_(RUN|ATTEMPT|JOB_ID|DEADLINE|EMULATED|RANK|RANKS_PER_NODE|WORLD_SIZE|LOCAL_RANK|NODE)$"
+        r"|HPC_(KEEPER|SUPERVISOR_DIED)$"
         r"|(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT)$"
     )
     keep = {"SLURM_CONF"}
@@ -223,13 +224,43 @@ def requeue(job_id: str) -> bool:
     return True
 
 
-def start_at(job_id: str, in_seconds: int) -> None:
+def start_at(job_id: str, in_seconds: int, exclude: Iterable[str] = ()) -> None:
     """Give a requeued job a start in the near future, in place of Slurm's hold of two minutes.
+
+    Args:
+        exclude: nodes that it must not start on.
 
     Raises:
         SlurmError: also for a job that was not requeued.
     """
-    call(["scontrol", "update", f"JobId={job_id}", f"StartTime=now+{in_seconds}"], timeout=URGENT)
+    nodes = ",".join(exclude)
+    change = [f"ExcNodeList={nodes}"] if nodes else []
+    call(["scontrol", "update", f"JobId={job_id}", f"StartTime=now+{in_seconds}", *change], timeout=URGENT)
+
+
+def steps(job_id: str) -> list[str]:
+    """The steps of a job that run now, as scancel takes them, without the batch script's."""
+    text = call(["squeue", "--noheader", "--steps", "--jobs", job_id, "-o", "%i"])
+    return [step for step in text.split() if step.rpartition(".")[2].isdecimal()]
+
+
+def end_steps(job_id: str, patience: float, grace: float = 0.0) -> None:
+    """End every step of a job, and wait until they are gone.
+
+    Args:
+        grace: seconds that they are given to end by themselves.
+
+    Raises:
+        SlurmError: if Slurm does not answer, or a step is still there after ``patience`` seconds.
+    """
+    kill = time.monotonic() + grace
+    end = kill + patience
+    while left := steps(job_id):
+        if time.monotonic() > end:
+            raise SlurmError(f"steps of the attempt before do not end: {', '.join(left)}")
+        if time.monotonic() >= kill:
+            call(["scancel", "--signal=KILL", *left])
+        time.sleep(0.5)
 
 
 def signal_batch(job_id: str, name: str, environment: Mapping[str, str] | None = None) -> None:

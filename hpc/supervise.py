@@ -17,21 +17,22 @@ import sys
 import time
 from pathlib import Path
 
+from hpc import aftermath, attempt, exits, keeper, ledger, shrink
 from hpc import allocation as allocations
-from hpc import attempt, ledger
-from hpc.allocation import Allocation, Ranks
+from hpc.allocation import TERM_PATIENCE, Allocation, Ranks
 from hpc.config import Config
+from hpc.diagnose import Diagnosis, diagnose
 from hpc.errors import Failed, Refused
+from hpc.exits import SRUN_LOG
 from hpc.ledger import Record
 from hpc.request import resolve
 from hpc.requeue import Action, Cause, Decision, decide
-from hpc.runs import DIVERGED, READY, REFUSED, Run, disk_failure
+from hpc.runs import READY, Run, disk_failure
 from hpc.sweep import Sweep
 
 POLL = 0.1  # seconds between two looks at the ranks
 REPEAT = 3.0  # seconds after which a stop is forwarded again: signals to steps do get lost
 WRITE_PATIENCE = 60.0  # seconds for which a write into the run folder is tried again
-TERM_PATIENCE = 24.0  # seconds for ranks to save after SIGTERM, of the 30 that Slurm's KillWait gives
 
 
 class Supervisor:
@@ -44,6 +45,7 @@ class Supervisor:
         self.request = resolve(config)
         self.asked: tuple[str, float] | None = None  # reason, monotonic time
         self.node_failure: str | None = None  # why, once Slurm has ended the job for it
+        self.silent: str | None = None  # for how long nothing came from the ranks, once they were ended for it
 
     # -- signals -------------------------------------------------------------------------------------------------
 
@@ -89,12 +91,17 @@ class Supervisor:
                 say(f"refused: {held}. This job ends, the run goes on there. To end that: hpc cancel {self.run.id}")
                 return 3
             # Cancelled while the attempt was ending: no need to wait in the queue for that.
-            if decision.action is Action.requeue and not self.run.cancelled and self._requeue(record):
+            if decision.action is Action.requeue and not self.run.cancelled and self._requeue(record, decision):
                 return 0
             if decision.action in (Action.end, Action.stop):
                 self._conclude(decision)
                 return 0 if decision.action is Action.end else 1
-            time.sleep(1.0)
+            self._pause(max(1.0, decision.wait))
+
+    def _pause(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self._stop_asked() is None and not self.run.cancelled:
+            time.sleep(POLL)
 
     def _new_record(self, number: int) -> Record:
         return Record(
@@ -116,24 +123,18 @@ class Supervisor:
         if len(past) < 2 or past[-2].ended is not None:
             return
         last = past[-2]
-        if last.job_id == record.job_id and record.restart_count > last.restart_count:
-            cause, evidence = (
-                Cause.node_failure,
-                "Slurm started the job again without a notice to the attempt",
-            )
+        same_job = last.job_id == record.job_id
+        if same_job and record.restart_count == last.restart_count:
+            self.allocation.clear()
+            by = os.environ.get(attempt.SUPERVISOR_DIED, "something")
+            found, action = Diagnosis(Cause.crash, f"its supervisor was ended by {by}"), Action.restart
+        elif same_job and record.restart_count > last.restart_count:
+            said = "Slurm started the job again without a notice to the attempt"
+            found, action = Diagnosis(Cause.node_failure, said), Action.requeue
         else:
-            cause, evidence = Cause.crash, "the supervisor ended without a word"
-        ended = record.began - ledger.silent_for(self.run, last)
-        ledger.update(
-            self.run,
-            last.number,
-            ended=max(last.began, ended),
-            cause=cause.value,
-            evidence=evidence,
-            action="requeue",
-            step=self._reached(last.number),
-        )
-        say(f"attempt {last.number} ended by {cause.value}: {evidence}")
+            found, action = Diagnosis(Cause.crash, "its job ended without a word of its supervisor"), Action.requeue
+        self._note_end(last, found, ended=aftermath.last_sign(self.run, last), action=action.value)
+        say(f"attempt {last.number} ended by {found.cause.value}: {found.evidence}")
 
     def _attempt(self, record: Record) -> Decision:
         say(
@@ -142,26 +143,49 @@ class Supervisor:
             f"{record.world_size} ranks on {', '.join(record.nodes)}"
         )
         self.run.set_state("running", job_id=record.job_id, attempt=record.number, reason="")
+        killed = aftermath.oom_kills()
         ranks = self.allocation.start(ledger.folder(self.run, record.number), self._rank_environment(record))
         code = self._watch(ranks, record)
-        cause, evidence = self._cause(record, code)
-        self._note(
-            record,
-            ended=time.time(),
-            cause=cause.value,
-            evidence=evidence,
-            exit_code=code,
-            step=self._reached(record.number),
-        )
-        decision = decide(
-            ledger.history(self.run),
+        found = self._cause(record, ranks, killed)
+        self._relay(record)
+        statuses = {str(each.rank): each.code for each in ranks.exits()}
+        self._note_end(record, found, ended=time.time(), exit_code=code, exits=statuses)
+        decision = self._decide()
+        changed = self._shrink() if decision.shrink else {}
+        plan = {"reason": decision.reason, "exclude": list(decision.exclude), "changed": changed}
+        self._note(record, action=decision.action.value, **plan)
+        say(f"attempt {record.number} ended by {found.cause.value} ({found.evidence}); next: {decision.action.value}")
+        return decision
+
+    def _decide(self) -> Decision:
+        request = self.request
+        return decide(
+            aftermath.since_asked(self.run),
+            self.config.requeue,
             max_fruitless=self.config.job.max_fruitless,
             seconds_left=self.allocation.ends - time.time(),
-            grace=self.request.grace,
+            grace=request.grace,
+            spare_nodes=request.node.count - request.nodes,
+            can_shrink=shrink.smaller(self.config, request) is not None,
         )
-        self._note(record, action=decision.action.value)
-        say(f"attempt {record.number} ended by {cause.value} ({evidence}); next: {decision.action.value}")
-        return decision
+
+    def _shrink(self) -> dict[str, list[int]]:
+        """The next attempt takes a smaller micro-batch, and the same global batch in more passes. What was changed."""
+        micro_batch, before = shrink.smaller(self.config, self.request), self.config.parallel.micro_batch
+        assert micro_batch is not None
+        shrink.shrink(self.run, self.config, micro_batch)
+        say(f"{shrink.FIELD} is {micro_batch} from now on; it was {before}")
+        return {shrink.FIELD: [before, micro_batch]}
+
+    def _relay(self, record: Record) -> None:
+        """What srun said goes to the log that a person reads."""
+        if text := exits.tail(ledger.folder(self.run, record.number) / SRUN_LOG).strip():
+            with contextlib.suppress(OSError):
+                print(text, flush=True)
+
+    def _note_end(self, record: Record, found: Diagnosis, *, ended: float, **more: object) -> None:
+        known = aftermath.account(self.run, record, max(ended, record.began))
+        self._note(record, **known, cause=found.cause.value, evidence=found.evidence, suspect=found.suspect, **more)
 
     def _note(self, record: Record, **changes: object) -> None:
         """Write into an attempt's record. A file system that stumbles must not end a run that is well."""
@@ -215,6 +239,8 @@ class Supervisor:
         folder = ledger.folder(self.run, record.number)
         next_beat = forwarded = 0.0
         told = ""
+        silence = aftermath.Silence(folder, self.config.job.silence)
+        self.silent = None
         while (code := ranks.poll()) is None:
             now = time.monotonic()
             if now >= next_beat:
@@ -224,6 +250,10 @@ class Supervisor:
                 except ledger.Held:
                     ranks.end(now=True)
                     raise
+            if self.silent is None and (said := silence.broken()):
+                self.silent = said
+                say(f"{said}; ending the ranks")
+                ranks.end(now=True)
             asked = self._stop_asked()
             if asked and now >= forwarded + REPEAT:
                 forwarded = now
@@ -258,40 +288,40 @@ class Supervisor:
         job_ends = time.monotonic() + self.allocation.ends - time.time()
         return max(since + 5.0, min(job_ends, since + self.request.grace) - margin)
 
-    def _cause(self, record: Record, code: int) -> tuple[Cause, str]:
+    def _cause(self, record: Record, ranks: Ranks, killed: int) -> Diagnosis:
+        if found := aftermath.marked(self.run, record):
+            return found
         folder = ledger.folder(self.run, record.number)
-        if self.run.finished:
-            return Cause.finished, "FINISHED"
-        for marker, cause in ((REFUSED, Cause.refused), (DIVERGED, Cause.diverged)):
-            if (folder / marker).exists():
-                return cause, (folder / marker).read_text(encoding="utf-8").strip()
-        if self.run.cancelled:
-            return Cause.cancelled, "hpc cancel"
+        if found := self._seen_from_outside(folder):
+            return Diagnosis(*found, aftermath.named(found[1], record.nodes))
+        return diagnose(
+            ranks.exits(),
+            exits.words(folder, record.world_size),
+            nodes=record.nodes,
+            ranks_per_node=self.request.ranks_per_node,
+            out_of_memory=aftermath.starved(killed),
+        )
+
+    def _seen_from_outside(self, folder: Path) -> tuple[Cause, str] | None:
+        """Why the ranks had to end, whatever they say of it themselves."""
         if self.node_failure:
             return Cause.node_failure, self.node_failure
+        if self.silent:
+            return Cause.hang, self.silent
         if self.asked is not None:
             return self.allocation.cause_of_stop(self.asked[0], self.request.grace)
         if found := self.allocation.end_unbidden():
             return found
-        return Cause.crash, f"exit status {code}; {last_words(folder)}"
-
-    def _reached(self, number: int) -> int | None:
-        """The newest step that an attempt recorded or that is saved, whichever is further."""
-        from monitoring.tail import last_step
-
-        steps = [last_step(ledger.folder(self.run, number))]
-        saved = (p.parent.name.removeprefix("step-") for p in self.run.checkpoints.glob("step-*/COMPLETE"))
-        steps += [int(step) for step in saved if step.isdecimal()]
-        known = [step for step in steps if step is not None]
-        return max(known) if known else None
+        lost = exits.failed_nodes(exits.tail(folder / SRUN_LOG))
+        return (Cause.node_failure, f"srun lost {', '.join(lost)}") if lost else None
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
-    def _requeue(self, record: Record) -> bool:
+    def _requeue(self, record: Record, decision: Decision) -> bool:
         """Queue again; True if this process must exit."""
         self.run.set_state("requeued")
         try:
-            if self.allocation.requeue(self.config.cluster.requeue_hold) == "ended":
+            if self.allocation.requeue(self.config.cluster.requeue_hold, decision.exclude) == "ended":
                 return True
         except Failed:
             self._note(record, action=Action.stop.value)  # this job gives the run up to whoever submits it again
@@ -306,19 +336,6 @@ class Supervisor:
         else:
             say(f"the run is {decision.reason}")
             self.run.set_state(decision.reason, reason="")
-
-
-def last_words(folder: Path) -> str:
-    """The last line that the rank which failed first wrote; ranks that merely lost it say so later."""
-    logs = sorted((log for log in folder.glob("rank-*.log") if log.stat().st_size), key=lambda p: p.stat().st_mtime)
-    for log in logs:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 8192))
-            lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
-        errors = [line for line in lines if "Error" in line or "rror:" in line]
-        if errors:
-            return f"{log.name}: {errors[-1][:300]}"
-    return "no error in the logs of the ranks"
 
 
 def say(text: str) -> None:
@@ -401,4 +418,4 @@ def _supervise(run: Run) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(keeper.keep(lambda: main(sys.argv[1:])))

@@ -78,13 +78,13 @@ def test_a_controller_that_is_away_is_asked_again(
         taken.append(next(answers))
         return taken[-1]
 
-    def start_at(job_id: str, seconds: int) -> None:
+    def start_at(job_id: str, seconds: int, exclude: object) -> None:
         if not taken[-1]:
             raise SlurmError("Unable to contact slurm controller")
 
     monkeypatch.setattr(slurm, "requeue", requeue)
     monkeypatch.setattr(slurm, "start_at", start_at)
-    assert allocation(tmp_path).requeue(4) == "ended"
+    assert allocation(tmp_path).requeue(4, []) == "ended"
     assert taken == [False, False, True]
 
 
@@ -98,7 +98,7 @@ def test_where_a_requeue_is_forbidden_a_successor_follows(
     monkeypatch.setattr(slurm, "requeue", requeue)
     monkeypatch.setattr(slurm, "sbatch", lambda *words: asked.append(words) or "8")
     found = allocation(tmp_path)
-    assert found.requeue(4) == "ended"
+    assert found.requeue(4, []) == "ended"
     assert asked == [(tmp_path / "submit.sh", None, "--dependency=afterany:7_1")]
     assert '"8"' in (tmp_path / "state.json").read_text()
 
@@ -112,7 +112,7 @@ def test_where_jobs_may_not_call_slurm_it_is_not_called(
     assert found.end_unbidden() is None
     assert found.cause_of_stop("SIGUSR2", 60)[0] is Cause.preemption
     with pytest.raises(Failed, match=r"sbatch .*submit\.sh"):
-        found.requeue(4)
+        found.requeue(4, [])
 
 
 def test_an_ended_child_that_nobody_waited_for_does_not_live() -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hpc import ledger
@@ -65,14 +66,28 @@ def test_cancel_ends_everything_and_nothing_follows(start: Start) -> None:
     until(lambda: processes(run) == [])
 
 
-def test_killing_the_supervisor_leaves_no_rank_and_a_waiter_learns_of_it(
+def supervisor(run: Run) -> psutil.Process:
+    return psutil.Process(ledger.history(run)[-1].pid)
+
+
+def test_a_supervisor_that_is_killed_is_started_again_and_the_run_goes_on(start: Start) -> None:
+    run = start("job=hello", "job.seconds=3")
+    until(ready(run, 0))
+    supervisor(run).kill()
+    assert wait(run, quiet=True) == 0
+    assert causes(run) == [("crash", "restart"), ("finished", "end")]
+    assert "its supervisor was ended by SIGKILL" in ledger.history(run)[0].evidence
+    assert {record.job_id for record in ledger.history(run)} == {run.job_id}
+    until(lambda: processes(run) == [])
+
+
+def test_killing_the_batch_process_leaves_no_rank_and_a_waiter_learns_of_it(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hpc.waiting.ASK_SLURM_EVERY", 0.6)
     run = start("job=hello", "job.seconds=60")
     until(ready(run, 0))
-    supervisor = next(p for p in processes(run) if "hpc.supervise" in p.cmdline())
-    supervisor.kill()
+    psutil.Process(int(str(run.job_id).removeprefix("local-"))).kill()
     until(lambda: processes(run) == [])
     with pytest.raises(Failed, match="left the queue"):
         wait(run, quiet=True)
