@@ -75,7 +75,7 @@ def test_a_running_run_is_profiled_and_a_rank_that_hangs_is_found_and_the_ranks_
         profile(run, steps=1, rank=0, patience=1.0)
     until(trains(run, 1, 22))
     first = ledger.history(run)[0]
-    assert (first.cause, first.exit_code, first.action) == ("crash", 75, "restart")
+    assert (first.cause, first.exit_code, first.action) == ("hang", 75, "restart")
     assert "HangError: a step did not end within" in first.evidence
     assert "most recent call first" in (ledger.folder(run, 0) / "hang-rank-0.txt").read_text()
     assert "resumed from the checkpoint of step" in rank_log(ledger.folder(run, 1), 0).read_text()
