@@ -13,7 +13,7 @@ from hpc import ledger
 from hpc.diagnose import Diagnosis
 from hpc.ledger import Record
 from hpc.requeue import Cause
-from hpc.runs import DIVERGED, READY, REFUSED, Run, read_json
+from hpc.runs import DIVERGED, READY, REFUSED, UNFIT, Run, read_json
 from monitoring.spent import spent
 from monitoring.tail import last_step
 
@@ -26,6 +26,8 @@ def marked(run: Run, record: Record) -> Diagnosis | None:
         file = ledger.folder(run, record.number) / marker
         if file.exists():
             return Diagnosis(cause, file.read_text(encoding="utf-8").strip())
+    if unfit := read_json(ledger.folder(run, record.number) / UNFIT):
+        return Diagnosis(Cause.preflight, str(unfit["words"]), tuple(unfit["nodes"]))
     return Diagnosis(Cause.cancelled, "hpc cancel") if run.cancelled else None
 
 
@@ -78,10 +80,10 @@ def last_sign(run: Run, record: Record) -> float:
     return max([record.began, *(path.stat().st_mtime for path in ledger.folder(run, record.number).iterdir())])
 
 
-def named(said: str, nodes: Sequence[str]) -> str | None:
-    """The node that a sentence names, if it is one alone."""
-    found = set(nodes) & set(re.findall(r"[\w.-]+", said))
-    return found.pop() if len(found) == 1 else None
+def named(said: str, nodes: Sequence[str]) -> tuple[str, ...]:
+    """The nodes that a sentence names, if they are not all."""
+    found = [node for node in nodes if node in re.findall(r"[\w.-]+", said)]
+    return tuple(found) if len(found) < len(nodes) else ()
 
 
 class Silence:

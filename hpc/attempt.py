@@ -18,12 +18,14 @@ from pathlib import Path
 
 from hpc.errors import Diverged, Failed, Refused
 from hpc.runs import ADDRESS, DIVERGED, READY, REFUSED, load_config, read_json, write_json, write_text
+from monitoring.layout import attempt_info
 
 RUN = "HPC_RUN"  # the run folder
 ATTEMPT = "HPC_ATTEMPT"  # number of this attempt
 JOB_ID = "HPC_JOB_ID"  # array-safe id of the job, as scontrol takes it
 DEADLINE = "HPC_DEADLINE"  # unix time at which ranks stop by themselves, should no signal arrive
 RANKS_PER_NODE = "HPC_RANKS_PER_NODE"
+PAIRS = "HPC_PAIRS"  # a number: no training, but this turn of trying the network between pairs of nodes
 EMULATED = "HPC_EMULATED"  # "1" on an emulated cluster
 KEEPER = "HPC_KEEPER"  # of a supervisor: pid of its parent, which is the batch process
 SUPERVISOR_DIED = "HPC_SUPERVISOR_DIED"  # likewise: the signal that ended the supervisor before it in this job
@@ -48,6 +50,7 @@ class Attempt:
     node: str
     deadline: float | None = None  # unix time
     emulated: bool = False
+    pairs: int | None = None  # which turn of trying pairs of nodes this is, where it is not the attempt's work
     _reason: str | None = field(default=None, repr=False)
 
     @classmethod
@@ -71,6 +74,7 @@ class Attempt:
                 node=get(NODE) or environment["SLURMD_NODENAME"],
                 deadline=float(deadline) if deadline else None,
                 emulated=get(EMULATED) == "1",
+                pairs=int(turn) if (turn := get(PAIRS)) else None,
             )
         except KeyError as missing:
             raise Failed(
@@ -81,6 +85,11 @@ class Attempt:
     def folder(self) -> Path:
         """Where this attempt's records, logs and address lie."""
         return self.run / "attempts" / str(self.number)
+
+    def nodes_by_rank(self) -> list[str]:
+        """The node of each rank; empty where all are on one. Ranks fill a node before the next."""
+        names = (read_json(attempt_info(self.folder)) or {}).get("nodes") or []
+        return [names[rank // self.ranks_per_node] for rank in range(self.world_size)] if len(names) > 1 else []
 
     # -- being asked to stop ---------------------------------------------------------------------------------
 
@@ -118,11 +127,11 @@ class Attempt:
             return slurm.node_address(self.node)
         return socket.gethostname()
 
-    def publish(self, port: int, host: str | None = None) -> None:
+    def publish(self, port: int, host: str | None = None, name: str = ADDRESS) -> None:
         """Rank 0 tells where it listens. The port is one the system chose, so that runs never collide."""
-        write_json(self.folder / ADDRESS, {"host": host or self.host(), "port": port, "node": self.node})
+        write_json(self.folder / name, {"host": host or self.host(), "port": port, "node": self.node})
 
-    def lookup(self, timeout: float = 300.0) -> tuple[str, int]:
+    def lookup(self, timeout: float = 300.0, name: str = ADDRESS) -> tuple[str, int]:
         """Where rank 0 listens (host, port); waits for it to say so.
 
         Raises:
@@ -133,12 +142,12 @@ class Attempt:
         while time.monotonic() < end:
             # Listing the folder makes network file systems look again instead of answering from memory.
             listed = {path.name for path in self.folder.iterdir()}
-            address = read_json(self.folder / ADDRESS) if ADDRESS in listed else None
+            address = read_json(self.folder / name) if name in listed else None
             if address is not None:
                 return str(address["host"]), int(address["port"])
             time.sleep(pause)
             pause = min(pause * 1.5, 1.0)
-        raise Failed(f"rank 0 did not say within {timeout:.0f} s where it listens ({self.folder / ADDRESS})")
+        raise Failed(f"rank 0 did not say within {timeout:.0f} s where it listens ({self.folder / name})")
 
     def ready(self) -> None:
         """Rank 0: all ranks have joined and handle the stop signals; the supervisor may forward one from now on."""

@@ -148,6 +148,7 @@ class RequeueConfig:
     gpu_fault: Policy = MISSING
     network: Policy = MISSING
     hang: Policy = MISSING
+    preflight: Policy = MISSING
     storage: Policy = MISSING
     error: Policy = MISSING
     crash: Policy = MISSING
@@ -172,6 +173,7 @@ class Job:
     max_fruitless: int = 3  # attempts without a new step after which the chain stops
     # Seconds for which no rank prints or records anything after which the attempt counts as hanging; null: any time.
     silence: float | None = None
+    preflight: bool = True  # look at nodes and network before training on more than one node
     rank_memory_gb: float | None = None  # what one rank needs of host memory; null: estimated from the model
     throttle: int | None = None  # of a sweep's runs, how many at a time; null: as many as the cluster has room for
 

@@ -10,11 +10,13 @@ from hpc.exits import Exit, name
 from hpc.requeue import Cause
 
 _HUNG_WORD = "HangError:"
-HUNG = 75  # exit status by which the trainer's watchdog ends a rank
+# Exit statuses: by which the trainer's watchdog ends a rank, and by which a rank gives up on a first reduction.
+HUNG, UNFIT = 75, 76
 LOST = {128 + 9, 128 + 15}  # of ranks that were ended because another had
 
 # What libraries print, by the cause it tells of. The first that matches a line counts.
 _PATTERNS: tuple[tuple[Cause, str], ...] = (
+    (Cause.preflight, r"^PreflightError:|^Error: preflight:"),
     (Cause.hang, r"^HangError:|Watchdog caught collective operation timeout"),
     (
         Cause.gpu_memory,
@@ -57,17 +59,18 @@ _ROOTS = (
     Cause.error,
     Cause.crash,
     Cause.hang,
+    Cause.preflight,
     Cause.network,
 )
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A cause, what it was seen by, and the node to be suspected for it, if one is."""
+    """A cause, what it was seen by, and the nodes to be suspected for it."""
 
     cause: Cause
     evidence: str
-    suspect: str | None = None
+    suspects: tuple[str, ...] = ()
 
 
 def diagnose(
@@ -105,8 +108,10 @@ def diagnose(
         found = {_node(Exit(rank, 0), nodes, ranks_per_node) for rank in stuck}
         where = found.pop() if len(found) == 1 else None
         said += f"; nothing came from rank {', '.join(map(str, stuck[:8]))}" if stuck else ""
+    if cause is Cause.preflight:
+        return Diagnosis(cause, said)  # whoever waited longest is not to blame
     place = f" on {where}" if where and cause is not Cause.hang else ""
-    return Diagnosis(cause, f"rank {exit_.rank}{place}: {said}", where)
+    return Diagnosis(cause, f"rank {exit_.rank}{place}: {said}", (where,) if where else ())
 
 
 def _node(exit_: Exit, nodes: Sequence[str], ranks_per_node: int) -> str | None:
@@ -122,6 +127,8 @@ def _of_rank(exit_: Exit, text: str, out_of_memory: str) -> tuple[Exit, Cause, s
     if exit_.code == 128 + 9 and out_of_memory:
         return exit_, Cause.host_memory, f"SIGKILL; {out_of_memory}"
     found = _of_words(exit_, text)
+    if exit_.code == UNFIT:
+        return exit_, Cause.preflight, found[2] if found else name(exit_.code)
     if exit_.code == HUNG and (found is None or found[1] is not Cause.hang):
         return exit_, Cause.hang, name(exit_.code)
     if found is None or (exit_.code > 128 and found[1] in (Cause.network, Cause.error)):

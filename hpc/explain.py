@@ -156,8 +156,12 @@ def _after(run: Subject, cause: Cause | None, last: Record | None) -> Iterator[t
     if cause in (Cause.host_memory, Cause.gpu_memory):
         yield f"{resume} parallel.micro_batch=...", "less at a time, and the same global batch"
         yield f"{resume} parallel.activation_checkpointing=full", "less memory for more arithmetic"
-    elif cause in (Cause.gpu_fault, Cause.hang, Cause.network, Cause.node_failure) and last and last.suspect:
-        yield f"{resume} job.exclude={last.suspect}", "without the suspected node; tell the site about it"
+    elif (
+        cause in (Cause.gpu_fault, Cause.hang, Cause.network, Cause.node_failure, Cause.preflight)
+        and last
+        and last.suspects
+    ):
+        yield f"{resume} job.exclude={','.join(last.suspects)}", "without the suspected node; tell the site about it"
     elif cause is Cause.storage:
         yield "hpc gc", "make room: old checkpoints"
     elif cause is Cause.diverged:

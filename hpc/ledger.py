@@ -46,7 +46,7 @@ class Record:
     evidence: str = ""
     exit_code: int | None = None
     exits: dict[str, int] = field(default_factory=dict)  # of ranks that did not end well: 128 + n for signal n
-    suspect: str | None = None  # the node that is to be blamed
+    suspects: list[str] = field(default_factory=list)  # nodes that are to be blamed
     action: str | None = None  # what the supervisor did next: requeue, restart, stop
     reason: str = ""  # why that
     exclude: list[str] = field(default_factory=list)  # nodes that the next attempt was asked to be without

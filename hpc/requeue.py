@@ -25,6 +25,7 @@ class Cause(Enum):
     gpu_fault = "gpu_fault"
     network = "network"  # a connection between ranks broke, and no rank says why
     hang = "hang"  # ranks waited for something that did not come
+    preflight = "preflight"  # a node was found to be unfit before training began
     storage = "storage"  # the disk is full, read-only or away
     error = "error"  # a rank ended with an exception, or said that it failed, for another reason than those above
     crash = "crash"  # a rank was ended by a signal, or ended without a word
@@ -145,8 +146,8 @@ def suspects(attempts: Sequence[Record], policies: RequeueConfig, spare_nodes: i
     found = []
     for record in reversed(attempts):
         policy = getattr(policies, str(record.cause), None)
-        if policy is not None and policy.exclude and record.suspect:
-            found.append(record.suspect)
+        if policy is not None and policy.exclude:
+            found += record.suspects
     return tuple(dict.fromkeys(found))[: max(0, spare_nodes)]
 
 

@@ -26,6 +26,13 @@ ADDRESS = "address.json"  # where rank 0 listens
 READY = "READY"  # all ranks joined and handle the stop signals
 # Why no further attempt would do better, in words; the second for a mistake in the request.
 DIVERGED, REFUSED = "DIVERGED", "REFUSED"
+UNFIT = "UNFIT"  # which nodes were found unfit before training, and by what
+
+
+def pair_passed(turn: int, node: int) -> str:
+    """The marker of a node, by its index, that could exchange something with its partner of a turn."""
+    return f"pair-{turn}-{node}.ok"
+
 
 # A run's name becomes a folder, a job name and a part of log lines.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

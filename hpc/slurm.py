@@ -40,7 +40,7 @@ def clean_environment(environment: Mapping[str, str] = os.environ) -> dict[str, 
     leftover = re.compile(
         r"(SLURM|SLURMD|SRUN|SBATCH|SUBMITIT|PMI|PMIX)(_.*)?$"
         r"|HPC_(RUN|ATTEMPT|JOB_ID|DEADLINE|EMULATED|RANK|RANKS_PER_NODE|WORLD_SIZE|LOCAL_RANK|NODE)$"
-        r"|HPC_(KEEPER|SUPERVISOR_DIED)$"
+        r"|HPC_(KEEPER|SUPERVISOR_DIED|PAIRS)$"
         r"|(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT)$"
     )
     keep = {"SLURM_CONF"}

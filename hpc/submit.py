@@ -93,7 +93,7 @@ def dispatch(plan: Plan) -> Run:
         Failed: if the folder cannot be written or Slurm does not take the job; then no folder is left.
     """
     need_sbatch(plan.config.cluster)
-    run = Run(_folder(plan))
+    run = Run(write_folder(plan))
     try:
         job_id = hand_over(run, plan)
     except BaseException as error:
@@ -118,7 +118,8 @@ def need_sbatch(cluster: Cluster) -> None:
         )
 
 
-def _folder(plan: Plan) -> Path:
+def write_folder(plan: Plan) -> Path:
+    """Write the run folder of a checked request, whole; nothing knows of it yet."""
     return new_folder(Path(plan.config.cluster.runs) / plan.config.name, lambda tmp, _: _write(Run(tmp), plan))
 
 

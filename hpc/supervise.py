@@ -25,12 +25,14 @@ from hpc.diagnose import Diagnosis, diagnose
 from hpc.errors import Failed, Refused
 from hpc.exits import SRUN_LOG
 from hpc.ledger import Record
+from hpc.pairs import blame, turns
 from hpc.request import resolve
 from hpc.requeue import Action, Cause, Decision, decide
-from hpc.runs import READY, Run, disk_failure
+from hpc.runs import READY, Run, disk_failure, pair_passed
 from hpc.sweep import Sweep
 
 POLL = 0.1  # seconds between two looks at the ranks
+PAIR_PATIENCE = 240.0  # seconds for pairs of nodes, most of it for importing torch from a cold disk
 REPEAT = 3.0  # seconds after which a stop is forwarded again: signals to steps do get lost
 WRITE_PATIENCE = 60.0  # seconds for which a write into the run folder is tried again
 
@@ -147,6 +149,8 @@ class Supervisor:
         ranks = self.allocation.start(ledger.folder(self.run, record.number), self._rank_environment(record))
         code = self._watch(ranks, record)
         found = self._cause(record, ranks, killed)
+        if found.cause is Cause.preflight and not found.suspects:
+            found = self._try_pairs(record, found)
         self._relay(record)
         statuses = {str(each.rank): each.code for each in ranks.exits()}
         self._note_end(record, found, ended=time.time(), exit_code=code, exits=statuses)
@@ -156,6 +160,22 @@ class Supervisor:
         self._note(record, action=decision.action.value, **plan)
         say(f"attempt {record.number} ended by {found.cause.value} ({found.evidence}); next: {decision.action.value}")
         return decision
+
+    def _try_pairs(self, record: Record, found: Diagnosis) -> Diagnosis:
+        """A reduction over all failed, which nobody can be blamed for: let pairs of nodes try."""
+        folder, count, passed = ledger.folder(self.run, record.number), len(record.nodes), set[int]()
+        for turn in range(turns(count)):
+            say(f"looking for the node that hinders the others: pairs, turn {turn + 1} of {turns(count)}")
+            environment = {**self._rank_environment(record), attempt.PAIRS: str(turn)}
+            ranks, end = self.allocation.start(folder, environment), time.monotonic() + PAIR_PATIENCE
+            while ranks.poll() is None and self._stop_asked() is None:
+                if time.monotonic() > end:
+                    ranks.end(now=True)
+                time.sleep(POLL)
+            passed |= {node for node in range(count) if (folder / pair_passed(turn, node)).exists()}
+        blamed = tuple(record.nodes[node] for node in blame(passed, count))
+        said = f"; alone with another, {', '.join(blamed)} could not either" if blamed else "; no node stands out"
+        return Diagnosis(found.cause, found.evidence + said, blamed)
 
     def _decide(self) -> Decision:
         request = self.request
@@ -185,7 +205,9 @@ class Supervisor:
 
     def _note_end(self, record: Record, found: Diagnosis, *, ended: float, **more: object) -> None:
         known = aftermath.account(self.run, record, max(ended, record.began))
-        self._note(record, **known, cause=found.cause.value, evidence=found.evidence, suspect=found.suspect, **more)
+        self._note(
+            record, **known, cause=found.cause.value, evidence=found.evidence, suspects=list(found.suspects), **more
+        )
 
     def _note(self, record: Record, **changes: object) -> None:
         """Write into an attempt's record. A file system that stumbles must not end a run that is well."""

@@ -16,12 +16,15 @@ from hpc.config import Config, GpuRequest
 from hpc.errors import Diverged, Failed, Refused
 from hpc.request import resolve
 from hpc.runs import Run, load_config, mark_finished, write_text
+from jobs.preflight import look, pairs
 from monitoring.record import Recorder
 from trainer.config import TrainerConfig
 from trainer.problems import problems
 
 # torch is imported inside functions: the stop handlers must be in place before the seconds that it takes.
 if TYPE_CHECKING:
+    import torch
+
     from trainer.data import TokenDataset, ValidationSet
     from trainer.parallel import Engine
     from trainer.train import Outcome
@@ -64,9 +67,13 @@ class Train:
             record.close()
 
     def _train(self, config: TrainerConfig, attempt: Attempt, record: Recorder, *, whole: Config) -> None:
+        granted = _gpus_granted(whole, attempt)
+        if attempt.pairs is not None:
+            return pairs(attempt, attempt.pairs, _device(config, attempt, granted=granted))
         dataset, validation = _dataset(config, attempt), _validation(config)
+        nodes = attempt.nodes_by_rank() if whole.job.preflight else []
         with _quick_start():
-            engine = _build(config, attempt, record, granted=_gpus_granted(whole, attempt))
+            engine = _build(config, attempt, record, granted=granted, nodes=nodes)
         from trainer.checkpoint import CheckpointError, CheckpointMismatch
         from trainer.data import DataError
         from trainer.distributed import leave
@@ -120,18 +127,33 @@ class Train:
             ) from error
 
 
-def _build(config: TrainerConfig, attempt: Attempt, record: Recorder, *, granted: bool) -> Engine:
-    """Import torch, join the other ranks, and lay the model in its initial state over them."""
-    began = time.perf_counter()
-    from trainer import distributed, parallel, postmortem
+def _device(config: TrainerConfig, attempt: Attempt, *, granted: bool) -> torch.device:
+    """
+    Raises:
+        Refused: if the request asks for a device that this torch cannot use.
+        Failed: if this node does not have what it was given for.
+    """
+    from trainer import distributed
 
-    distributed.set_deterministic(config.train.deterministic)
     try:
-        device = distributed.device_of(config.train.device, attempt.local_rank, granted=granted)
+        return distributed.device_of(config.train.device, attempt.local_rank, granted=granted)
     except ValueError as error:
         raise Refused(str(error)) from None
     except distributed.NoGPU as error:
         raise Failed(f"node {attempt.node}: {error}") from None
+
+
+def _build(config: TrainerConfig, attempt: Attempt, record: Recorder, *, granted: bool, nodes: list[str]) -> Engine:
+    """Import torch, join the other ranks, and lay the model in its initial state over them.
+
+    Args:
+        nodes: of each rank, if they are to be looked at first; otherwise empty.
+    """
+    began = time.perf_counter()
+    from trainer import distributed, parallel, postmortem, preflight
+
+    distributed.set_deterministic(config.train.deterministic)
+    device = _device(config, attempt, granted=granted)
     distributed.set_threads(config.parallel.threads, attempt.ranks_per_node)
     distributed.keep_memory()
     parallel.load(config)
@@ -144,7 +166,10 @@ def _build(config: TrainerConfig, attempt: Attempt, record: Recorder, *, granted
         device=device,
         publish=attempt.publish,
         lookup=attempt.lookup,
+        guard=look(attempt, nodes, device) if nodes else lambda store: contextlib.nullcontext(),
     )
+    if nodes:
+        preflight.reduce(device)
     attempt.ready()
     joined = time.perf_counter()
     engine = parallel.build(config, device, attempt.ranks_per_node)

@@ -6,11 +6,12 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from trainer.config import Device
 
@@ -27,6 +28,7 @@ def join(
     publish: Callable[[int], None],
     lookup: Callable[[], tuple[str, int]],
     timeout: timedelta = timedelta(minutes=10),
+    guard: Callable[[Store], AbstractContextManager[None]] = lambda store: contextlib.nullcontext(),
 ) -> None:
     """Form the process group of all ranks; returns when all of them have joined.
 
@@ -35,6 +37,7 @@ def join(
 
     Args:
         timeout: after which a rank that waits for another to join gives up.
+        guard: entered once ranks can exchange words, and around opening the network between them.
     """
     if rank == 0:
         # Bound on all interfaces; the name is only how this process reaches its own server.
@@ -44,16 +47,17 @@ def join(
         host, port = lookup()
         store = TCPStore(host, port, is_master=False, timeout=timeout)
     cuda = device.type == "cuda"
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        store=store,
-        rank=rank,
-        world_size=world_size,
-        timeout=PATIENCE,
-        device_id=device if cuda else None,
-    )
-    # Over gloo on ranks of every kind.
-    dist.all_reduce(torch.zeros(1))
+    with guard(store):
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=PATIENCE,
+            device_id=device if cuda else None,
+        )
+        # Over gloo on ranks of every kind.
+        dist.all_reduce(torch.zeros(1))
 
 
 def leave() -> None:

@@ -53,7 +53,7 @@ def test_a_rank_that_was_killed_is_the_root_of_connections_that_broke() -> None:
         "srun: error: n2: task 2: Terminated\n"
     )
     found = diagnose(exits, {0: LOST_PEER, 1: LOST_PEER}, nodes=NODES, ranks_per_node=2)
-    assert (found.cause, found.suspect) == (Cause.crash, "n2")
+    assert (found.cause, found.suspects) == (Cause.crash, ("n2",))
     assert found.evidence == "rank 3 on n2: SIGKILL"
 
 
@@ -81,10 +81,10 @@ def test_of_a_hang_the_rank_that_could_not_speak_is_suspected() -> None:
     hung = "HangError: a step did not end within 300 s; rank 0 is in step.py:95 take"
     exits = [Exit(0, 75, "n1", first=True), Exit(1, 75, "n1"), Exit(2, 75, "n2"), Exit(3, KILLED, "n2")]
     found = diagnose(exits, {0: hung, 1: hung, 2: hung}, nodes=NODES, ranks_per_node=2)
-    assert (found.cause, found.suspect) == (Cause.hang, "n2")
+    assert (found.cause, found.suspects) == (Cause.hang, ("n2",))
     assert "nothing came from rank 3" in found.evidence
     everybody = diagnose(exits[:3], dict.fromkeys(range(4), hung), nodes=NODES, ranks_per_node=2)
-    assert (everybody.cause, everybody.suspect) == (Cause.hang, None)
+    assert (everybody.cause, everybody.suspects) == (Cause.hang, ())
 
 
 def test_srun_tells_of_each_task_once_and_in_order() -> None:

@@ -68,7 +68,7 @@ def test_a_requeued_run_says_why_it_queues() -> None:
 
 @pytest.mark.parametrize("cause", [c.value for c in Cause if c not in (Cause.finished, Cause.cancelled)])
 def test_every_end_of_a_failed_run_comes_with_a_command(cause: str) -> None:
-    past = record(cause=cause, evidence="rank 3 on n1: words", suspect="n1", step=5, lost_steps=2)
+    past = record(cause=cause, evidence="rank 3 on n1: words", suspects=["n1"], step=5, lost_steps=2)
     told = explain(Subject("r-1", "failed", "why", True), [past], None, NOW)
     assert told.commands[-1][0] == "hpc resume r-1"
     assert "r-1 is failed: why." in told.sentences

@@ -128,7 +128,9 @@ def test_a_restart_that_ends_in_the_same_way_gives_the_nodes_back() -> None:
 
 
 def test_suspects_are_left_out_as_far_as_nodes_can_be_spared() -> None:
-    past = [replace(a, suspect=f"n{a.number}") for a in attempts(("gpu_fault", 1), ("time_limit", 2), ("gpu_fault", 3))]
+    past = [
+        replace(a, suspects=[f"n{a.number}"]) for a in attempts(("gpu_fault", 1), ("time_limit", 2), ("gpu_fault", 3))
+    ]
     assert after(past, spare_nodes=5).exclude == ("n2", "n0")
     assert after(past, spare_nodes=1).exclude == ("n2",)
     assert after(past, spare_nodes=0).exclude == ()
