@@ -15,7 +15,7 @@ from hpc.ledger import Record
 from hpc.requeue import Cause
 from hpc.runs import DIVERGED, READY, REFUSED, UNFIT, Run, read_json
 from monitoring.spent import spent
-from monitoring.tail import last_step
+from monitoring.tail import events, last_step
 
 
 def marked(run: Run, record: Record) -> Diagnosis | None:
@@ -47,6 +47,11 @@ def account(run: Run, record: Record, ended: float) -> dict[str, Any]:
         "lost_steps": None if reached is None else reached - (saved or 0),
         "seconds": {"queued": queued(run, record), **seconds},
     }
+
+
+def asked_to_stop(run: Run, record: Record) -> str:
+    """Why rank 0 says that ranks were asked to stop; "" if they were not."""
+    return next((str(event.get("reason", "")) for event in events(ledger.folder(run, record.number), ("stop",))), "")
 
 
 def newest_saved(run: Run) -> int | None:

@@ -242,6 +242,8 @@ class SlurmAllocation:
         told, down = self._told_and_down()
         if reason == "SIGTERM" and down:
             return Cause.node_failure, down
+        if (ends := slurm.unix(told.get("EndTime", ""))) is not None and told.get("JobState") == "RUNNING":
+            self.ends = ends  # a person, or an administrator, may have changed the limit meanwhile
         left = self.ends - time.time()
         evidence = f"{reason} with {left:.0f} s left, job state {told.get('JobState', 'unknown')}"
         if cause := self._verdict(told):

@@ -38,7 +38,7 @@ _PATTERNS: tuple[tuple[Cause, str], ...] = (
         Cause.storage,
         r"No space left on device|[Dd]isk quota exceeded|Read-only file system|Stale file handle"
         r"|Input/output error|Remote I/O error|Transport endpoint is not connected|the disk is full"
-        r"|the quota is used up|the file system is read-only",
+        r"|the quota is used up|the file system is read-only|^PermissionError:",
     ),
     (
         Cause.network,
@@ -50,6 +50,8 @@ _PATTERNS: tuple[tuple[Cause, str], ...] = (
 )
 _ERROR = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt|Exit|Warning)\b.*|Error: .*)$")
 _PATTERN = tuple((cause, re.compile(text)) for cause, text in _PATTERNS)
+# What a rank prints of nobody but itself.
+_OWN = {Cause.gpu_memory, Cause.host_memory, Cause.gpu_fault, Cause.storage}
 # Among causes that several ranks show: the others follow from the first of these.
 _ROOTS = (
     Cause.gpu_memory,
@@ -80,6 +82,7 @@ def diagnose(
     nodes: Sequence[str] = (),
     ranks_per_node: int = 1,
     out_of_memory: str = "",
+    stopped: str = "",
 ) -> Diagnosis:
     """The root of an attempt's end.
 
@@ -87,6 +90,7 @@ def diagnose(
         exits: of ranks that did not end well.
         words: the end of each rank's log.
         nodes: of the attempt, in the order of its ranks, ``ranks_per_node`` on each.
+        stopped: why the ranks say that they were asked to stop, if they were.
         out_of_memory: what the kernel says of processes that it ended for want of memory while the attempt ran.
     """
     seen = [finding for each in exits if (finding := _of_rank(each, words.get(each.rank, ""), out_of_memory))]
@@ -99,6 +103,9 @@ def diagnose(
     ]
     if not seen:
         code = max((each.code for each in exits), default=0)
+        if not code and stopped:
+            said = f"the ranks stopped by themselves after {stopped}, of which this process knows nothing"
+            return Diagnosis(Cause.crash, said)
         return Diagnosis(Cause.crash, f"{name(code)}; no error in the logs of the ranks")
     exit_, cause, said = min(seen, key=lambda found: (_ROOTS.index(found[1]), not found[0].first))
     where = _node(exit_, nodes, ranks_per_node)
@@ -123,7 +130,9 @@ def _node(exit_: Exit, nodes: Sequence[str], ranks_per_node: int) -> str | None:
 
 def _of_rank(exit_: Exit, text: str, out_of_memory: str) -> tuple[Exit, Cause, str] | None:
     if exit_.code in LOST and not exit_.first:
-        return None  # ended because another had; what it printed is about that
+        # Ended because another had, and what it printed is about that; unless it hindered the others itself.
+        found = _of_words(exit_, text)
+        return found if found and found[1] in _OWN else None
     if exit_.code == 128 + 9 and out_of_memory:
         return exit_, Cause.host_memory, f"SIGKILL; {out_of_memory}"
     found = _of_words(exit_, text)

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -261,6 +261,18 @@ def end_steps(job_id: str, patience: float, grace: float = 0.0) -> None:
         if time.monotonic() >= kill:
             call(["scancel", "--signal=KILL", *left])
         time.sleep(0.5)
+
+
+def set_time_limit(job_id: str, minutes: int, environment: Mapping[str, str] | None = None) -> None:
+    """Lower a job's time limit, which its owner may."""
+    call(["scontrol", "update", f"JobId={job_id}", f"TimeLimit={minutes}"], environment=environment)
+
+
+def on_node(job_id: str, node: str, words: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+    """Run a command beside a job's own steps, on one of its nodes; what it printed."""
+    step = ["srun", f"--jobid={job_id}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}", "--mem=0"]
+    environment = clean_environment({**os.environ, **(environment or {})})
+    return _run([*step, "--immediate=20", "--quiet", *words], environment, TIMEOUT)
 
 
 def signal_batch(job_id: str, name: str, environment: Mapping[str, str] | None = None) -> None:

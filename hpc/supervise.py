@@ -321,6 +321,7 @@ class Supervisor:
             exits.words(folder, record.world_size),
             nodes=record.nodes,
             ranks_per_node=self.request.ranks_per_node,
+            stopped=aftermath.asked_to_stop(self.run, record),
             out_of_memory=aftermath.starved(killed),
         )
 

@@ -223,6 +223,23 @@ def last_value(run: Path, metric: str) -> float | None:
     return None
 
 
+def header(attempt: Path, rank: int) -> dict[str, Any] | None:
+    """The newest header of a rank's records, which says who writes them; None if there is none."""
+    found = None
+    for increment in RecordTail(layout.rank_records(attempt, rank)).read():
+        found = next((record for record in reversed(increment.items) if record["kind"] == "header"), found)
+    return found
+
+
+def first_step(attempt: Path) -> dict[str, Any] | None:
+    """The first ``step`` record of rank 0 in an attempt's folder; None if there is none."""
+    for increment in RecordTail(layout.rank_records(attempt, 0)).read():
+        for record in increment.items:
+            if record["kind"] == "step" and type(record.get("step")) is int:
+                return record
+    return None
+
+
 def last_record(attempt: Path) -> dict[str, Any] | None:
     """The newest ``step`` record of rank 0 in an attempt's folder; None if there is none."""
     for begin in (1 << 16, None):  # it stands near the end, unless something went on recording without stepping

@@ -17,6 +17,7 @@ VERBS = {
     "sweep": "the runs of a sweep: where they stand, which is best, which are to be tried again",
     "profile": "where the time of a running run's steps goes, by torch's profiler",
     "cancel": "save and end a run, so that no attempt follows",
+    "drill": "bring a fault into a run of your own, and see it survive",
     "emulate": "start a real Slurm on this machine in the shape of a cluster",
 }
 USAGE = """usage: hpc VERB [...]

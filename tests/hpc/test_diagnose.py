@@ -87,6 +87,15 @@ def test_of_a_hang_the_rank_that_could_not_speak_is_suspected() -> None:
     assert (everybody.cause, everybody.suspects) == (Cause.hang, ())
 
 
+def test_a_rank_without_memory_that_others_waited_for_is_the_root() -> None:
+    hung = "HangError: a step did not end within 4 s; rank 0 is in base.py:70 _call"
+    exits = [Exit(0, 75, first=True), Exit(1, KILLED)]
+    found = diagnose(
+        exits, {0: hung, 1: "Exception ignored in thread started by: <object>\nMemoryError: "}, nodes=NODES
+    )
+    assert (found.cause, found.suspects) == (Cause.host_memory, ("n2",))
+
+
 def test_srun_tells_of_each_task_once_and_in_order() -> None:
     text = (
         "slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-01-31T12:00:00 ***\n"
