@@ -7,7 +7,6 @@ whom the socket tells, without a password. Its files go away with the directory,
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
