@@ -20,6 +20,7 @@ VERBS = {
     "emulate": "start a real Slurm on this machine in the shape of a cluster",
     "completion": "what makes the Tab key complete commands in bash, zsh or fish",
 }
+HIDDEN = ("complete",)  # what the scripts of `hpc completion` call
 USAGE = """usage: hpc VERB [...]
 
 Train language models on a Slurm cluster: submit, survive every time limit and node failure, watch.
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"hpc {__version__}")
         return 0
     verb, *rest = words
-    if verb not in VERBS:
+    if verb not in VERBS and verb not in HIDDEN:
         import difflib
 
         near = difflib.get_close_matches(verb, VERBS, 1, 0.5)
