@@ -212,7 +212,7 @@ def of_run(found: Mapping[str, Sequence[Allocation]], run_id: str, job_ids: Coll
     Args:
         found: by job id.
     """
-    names = {run_id, run_id.partition(".")[0], ""}  # a run of a sweep works in the sweep's folder
+    names = {run_id, run_id.partition(".")[0]}  # a run of a sweep works in the sweep's folder
     ours = [each for job_id in job_ids for each in found.get(job_id, ()) if Path(each.folder).name in names]
     return sorted(ours, key=lambda each: each.began or each.submitted or 0.0)
 

@@ -91,7 +91,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="hpc completion",
         description=HELP,
-        epilog="In ~/.bashrc: eval \"$(hpc completion bash)\". In ~/.zshrc, below compinit: "
+        epilog='In ~/.bashrc: eval "$(hpc completion bash)". In ~/.zshrc, below compinit: '
         "source <(hpc completion zsh). For fish: hpc completion fish > ~/.config/fish/completions/hpc.fish",
     )
     parser.add_argument("shell", choices=tuple(SCRIPTS), help="the shell that reads it")
