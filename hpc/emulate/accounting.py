@@ -40,6 +40,7 @@ _DATABASE = {
     "innodb-autoextend-increment": "1",
     "innodb-flush-log-at-trx-commit": "0",
     "innodb-flush-method": "nosync",
+    "innodb-use-native-aio": "0",  # sandboxes forbid io_uring
     "innodb-lock-wait-timeout": "900",  # what slurmdbd wants
     "key-buffer-size": "1M",
     "aria-pagecache-buffer-size": "1M",
@@ -70,24 +71,27 @@ def check() -> None:
         )
 
 
-def accounts(cluster: Cluster, user: str) -> str:
-    """What sacctmgr is to load: the cluster, its account, and the user in it with every QoS. Pure.
+def registration(cluster: Cluster, user: str) -> list[list[str]]:
+    """What sacctmgr is told one after the other: the cluster, its QoS, its account, and the user in that. Pure.
 
     Raises:
         Refused: if a name is none that sacctmgr could take.
     """
-    account, qos = cluster.account or ACCOUNT, sorted({QOS, cluster.qos or QOS})
-    for path, name in (("account", account), ("qos", cluster.qos or QOS)):
+    account, qos = cluster.account or ACCOUNT, cluster.qos or QOS
+    for path, name in (("account", account), ("qos", qos)):
         if not _NAME.fullmatch(name):
             raise Refused(f"cluster.{path}={name}: allowed with --accounting: letters, digits, '_', '-' and '.'")
-    default = f":DefaultQOS='{cluster.qos}'" if cluster.qos else ""
-    return (
-        f"Cluster - '{(cluster.slurm_name or cluster.name).lower()}':Fairshare=1:QOS='{','.join(qos)}'{default}\n"
-        f"Parent - 'root'\n"
-        f"Account - '{account}':Description='{account}':Organization='emulated':Fairshare=1\n"
-        f"Parent - '{account}'\n"
-        f"User - '{user}':DefaultAccount='{account}':AdminLevel='Administrator':Fairshare=1\n"
-    )
+    name = cluster.slurm_name or cluster.name
+    told = [["add", "cluster", name]]
+    own = []
+    if qos != QOS:
+        told.append(["add", "qos", qos])
+        own = [f"qos={QOS},{qos}", f"defaultqos={qos}"]
+    told.append(["add", "account", account, f"cluster={name}", *own])
+    told.append(["add", "user", user, f"account={account}"])
+    if user == "root":  # who came with the cluster, in an account of the same name
+        told.append(["modify", "user", user, "set", f"defaultaccount={account}"])
+    return told
 
 
 def start(directory: Path, state: State, cluster: Cluster, user: str, say: Callable[[str], None]) -> None:
@@ -101,11 +105,8 @@ def start(directory: Path, state: State, cluster: Cluster, user: str, say: Calla
     _start_database(directory, state, user)
     _start_slurmdbd(directory, state)
     say("registering the cluster, its account and its user")
-    if cluster.qos and cluster.qos != QOS:
-        _sacctmgr(directory, "add", "qos", cluster.qos)
-    file = directory / "etc/accounts"
-    file.write_text(accounts(cluster, user))
-    _sacctmgr(directory, "load", str(file))
+    for words in registration(cluster, user):
+        _sacctmgr(directory, *words)
 
 
 def _start_database(directory: Path, state: State, user: str) -> None:

@@ -55,7 +55,7 @@ def up(cluster: Cluster, options: Options | None = None, say: Callable[[str], No
         _user()
         if options.accounting:
             accounting.check()
-            accounting.accounts(shape, _user())
+            accounting.registration(shape, _user())
         extra_memory = accounting.MEMORY if options.accounting else 0
         daemons.check_machine(len(slurm_conf.node_names(shape)), extra_memory)
         _refuse_real(cluster)

@@ -225,7 +225,7 @@ def test_a_database_that_does_not_start_says_why_and_ends_all(
     from hpc.emulate import accounting
     from hpc.errors import Failed
 
-    monkeypatch.setitem(accounting._DATABASE, "innodb-page-size", "3K")
+    monkeypatch.setitem(accounting._DATABASE, "innodb-data-file-path", "nonsense")
     with pytest.raises(Failed, match="MariaDB's own tables") as failure:
         emulate.up(described("noctua2", "cluster.name=broken2"), emulate.Options(nodes=1, accounting=True))
     assert "innodb" in str(failure.value).lower()
