@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -173,11 +173,13 @@ def test_neither_hydra_nor_omegaconf_nor_numpy_is_imported(root: Path) -> None:
 
 @pytest.mark.parametrize("words", [["submit", "model.moe."], ["cancel", "2"], ["submit", "cluster="]])
 def test_a_tab_is_answered_at_once(words: list[str], root: Path) -> None:
+    # Of the processor: on a machine that others use, a clock on the wall says little.
     fastest = 9.0
     for _ in range(5):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "hpc", "complete", "--", *words], stdout=subprocess.DEVNULL, check=True)
-        fastest = min(fastest, time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        fastest = min(fastest, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert fastest < 0.25
 
 
