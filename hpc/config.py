@@ -8,9 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from omegaconf import MISSING
-
-from trainer.config import DataConfig, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
+from trainer.config import MISSING, DataConfig, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
 
 
 class Launcher(Enum):

@@ -7,13 +7,16 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpc import slurm, sweep
 from hpc.config import Launcher
 from hpc.runs import Run
 from hpc.submit import target
 from hpc.sweep import Sweep
-from monitoring.snapshot import JobState
+
+if TYPE_CHECKING:  # numpy comes with it
+    from monitoring.snapshot import JobState
 
 
 def states(found: Iterable[Run], known: Mapping[Path, JobState] | None = None) -> Mapping[Path, JobState]:
@@ -81,11 +84,15 @@ def local_lives(run: Run) -> bool | None:
 
 
 def _gone(run: Run) -> JobState:
+    from monitoring.snapshot import JobState
+
     return JobState(job_id=str(run.job_id), state="GONE", emulated=run.emulated, seen=time.time())
 
 
 def job_state(row: slurm.QueueRow, *, emulated: bool) -> JobState:
     """A row of squeue as the monitor takes it."""
+    from monitoring.snapshot import JobState
+
     return JobState(
         job_id=row.job_id,
         state=row.state,

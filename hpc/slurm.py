@@ -148,6 +148,22 @@ def queue(
     return {row.job_id: row for row in rows}
 
 
+def sacct(
+    fields: Iterable[str], job_ids: Iterable[str], environment: Mapping[str, str] | None = None
+) -> list[list[str]]:
+    """What the accounting keeps of jobs: of each line, a job's or a step's, the values of ``fields``.
+
+    A requeued job has as many lines as starts.
+
+    Raises:
+        SlurmError: if there is no accounting, or it does not answer.
+    """
+    argv = ["sacct", "--noheader", "--parsable2", f"--delimiter={_SEPARATOR}", "--duplicates"]
+    argv += [f"--format={','.join(fields)}", f"--jobs={','.join(job_ids)}"]
+    text = call(argv, environment=environment)
+    return [line.split(_SEPARATOR) for line in text.split("\n") if line.strip()]
+
+
 def unix(text: str) -> float | None:
     """A time as Slurm prints it (2026-01-31T12:00:00, local time) in seconds since 1970; None for N/A, Unknown."""
     try:

@@ -15,11 +15,14 @@ VERBS = {
     "logs": "what a run's supervisor or one of its ranks printed",
     "resume": "go on with a run that has ended, as it was or with changes",
     "sweep": "the runs of a sweep: where they stand, which is best, which are to be tried again",
+    "efficiency": "what a run used of what it was given, and what to ask for next time",
     "profile": "where the time of a running run's steps goes, by torch's profiler",
     "cancel": "save and end a run, so that no attempt follows",
     "drill": "bring a fault into a run of your own, and see it survive",
     "emulate": "start a real Slurm on this machine in the shape of a cluster",
+    "completion": "what makes the Tab key complete commands in bash, zsh or fish",
 }
+HIDDEN = ("complete",)  # what the scripts of `hpc completion` call
 USAGE = """usage: hpc VERB [...]
 
 Train language models on a Slurm cluster: submit, survive every time limit and node failure, watch.
@@ -33,7 +36,7 @@ hpc VERB --help says more. First steps: hpc submit --dry-run, then hpc submit --
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Exit status: 0 done, 1 a failure, 2 a mistake in what was typed."""
     words = sys.argv[1:] if argv is None else argv
-    usage = USAGE.format(verbs="\n".join(f"  {name:<9} {text}" for name, text in VERBS.items()))
+    usage = USAGE.format(verbs="\n".join(f"  {name:<10} {text}" for name, text in VERBS.items()))
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage, end="", file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
@@ -43,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"hpc {__version__}")
         return 0
     verb, *rest = words
-    if verb not in VERBS:
+    if verb not in VERBS and verb not in HIDDEN:
         import difflib
 
         near = difflib.get_close_matches(verb, VERBS, 1, 0.5)

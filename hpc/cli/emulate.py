@@ -50,6 +50,11 @@ def _add_up(verbs: Any) -> None:
         help="schedule each second, KillWait=5, and a silent node is down after 20 s; without it all is as on a site",
     )
     up.add_argument("--preemptible", action="store_true", help="add a partition whose jobs others preempt")
+    up.add_argument(
+        "--accounting",
+        action="store_true",
+        help="slurmdbd on a database of its own: sacct and sacctmgr answer, accounts and QoS are enforced",
+    )
     up.add_argument("--node-timeout", type=int, metavar="S", help="a silent node is down after S seconds")
 
 
@@ -64,7 +69,7 @@ def _up(args: argparse.Namespace) -> int:
         signal.signal(number, signal.default_int_handler)
     start = time.monotonic()
     cluster = compose.cluster(args.overrides)
-    options = emulate.Options(args.nodes, args.fast, args.preemptible, args.node_timeout)
+    options = emulate.Options(args.nodes, args.fast, args.preemptible, args.node_timeout, args.accounting)
     before = emulate.find(cluster.name)
 
     def say(text: str) -> None:
@@ -127,6 +132,8 @@ def _reports() -> list[dict[str, Any]]:
         report["alive"] = emulation is not None
         if emulation is not None:
             report["export"] = _export(emulation)
+            if ended := emulation.accounting_ended():
+                report["problem"] = f"no accounting: {', '.join(ended)} ended. Start it anew to have it again"
             try:
                 report["node_states"] = dict(Counter(emulation.node_states().values()))
                 report["queue"] = dict(emulation.queue())
@@ -147,7 +154,8 @@ def _line(report: dict[str, Any]) -> str:
         return f"EMULATED {name}: {why}\n  {report['directory']}"
     nodes = ", ".join(f"{count} {state}" for state, count in report.get("node_states", {}).items())
     queue = ", ".join(f"{count} {state.lower()}" for state, count in report.get("queue", {}).items())
-    kind = " (--fast)" if report["fast"] else ""
+    options = [f"--{name}" for name in ("fast", "accounting") if report.get(name)]
+    kind = f" ({' '.join(options)})" if options else ""
     said = report.get("problem") or f"nodes: {nodes}; queue: {queue or 'empty'}"
     return f"EMULATED {name}{kind}: {said}\n  {report['directory']}\n  export {report['export']}"
 
@@ -155,7 +163,8 @@ def _line(report: dict[str, Any]) -> str:
 def _describe(emulation: Emulation) -> str:
     partition = f", partition {emulation.preemptible} is preemptible" if emulation.preemptible else ""
     kind = "a fast scheduler, not a site's" if emulation.fast else "the scheduler as on a site"
-    return f"EMULATED {emulation.name}: {emulation.nodes} nodes, {kind}{partition}"
+    sacct = ", with accounting" if emulation.accounting else ""
+    return f"EMULATED {emulation.name}: {emulation.nodes} nodes, {kind}{partition}{sacct}"
 
 
 def _export(emulation: Emulation) -> str:

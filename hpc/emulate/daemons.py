@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from hpc.emulate.state import MUNGED, SLURMCTLD, State
 from hpc.errors import Failed, Refused
 
 STARTUP_LOG = "log/daemons.log"  # what the daemons say on stderr
+INSTALL = "apt-get install --no-install-recommends"
 SUBDIRECTORIES = ("etc", "state", "spool", "log", "run", "munge", "dev")
 
 # An ordinary user's PATH often lacks where the daemons are installed.
@@ -37,12 +38,22 @@ _children: list[subprocess.Popen[bytes]] = []  # kept, so that those that ended 
 
 def missing_programs() -> list[str]:
     """Which of the programs that an emulated cluster needs are not installed."""
-    return [program for program in _PACKAGES if shutil.which(program, path=_PATH) is None]
+    return [name for name in _PACKAGES if program(name) is None]
+
+
+def program(name: str) -> str | None:
+    """Where a program is installed."""
+    return shutil.which(name, path=_PATH)
+
+
+def full(argv: list[str]) -> list[str]:
+    """A command with its program's whole path."""
+    return [program(argv[0]) or argv[0], *argv[1:]]
 
 
 def how_to_install(missing: list[str]) -> str:
     """What to type on Debian and Ubuntu so that these programs are there."""
-    return "apt-get install --no-install-recommends " + " ".join(sorted({_PACKAGES[program] for program in missing}))
+    return f"{INSTALL} {' '.join(sorted({_PACKAGES[name] for name in missing}))}"
 
 
 def slurm_version() -> tuple[int, int]:
@@ -51,8 +62,7 @@ def slurm_version() -> tuple[int, int]:
     Raises:
         Failed: if slurmd does not say.
     """
-    program = shutil.which("slurmd", path=_PATH) or "slurmd"
-    text = slurm.call([program, "-V"])
+    text = slurm.call(full(["slurmd", "-V"]))
     match = re.search(r"(\d+)\.(\d+)", text)
     if match is None:
         raise Failed(f"slurmd -V says {text.strip()!r}, which names no version")
@@ -124,7 +134,7 @@ def start_munged(directory: Path, state: State) -> None:
     # --force: munged wants its socket to be reachable for everybody, while this one is for one user alone.
     argv = ["munged", "--foreground", "--force", "--key-file", str(munge / "key"), "--seed-file", str(munge / "seed")]
     argv += ["--socket", str(directory / MUNGE_SOCKET), "--pid-file", str(munge / "pid")]
-    child = _start(directory, state, MUNGED, argv, directory)
+    child = start(directory, state, MUNGED, argv, directory)
     deadline = time.monotonic() + 10
     while not (directory / MUNGE_SOCKET).exists():
         if child.poll() is not None or time.monotonic() > deadline:
@@ -134,29 +144,39 @@ def start_munged(directory: Path, state: State) -> None:
 
 def start_slurmctld(directory: Path, state: State) -> None:
     """Start the controller."""
-    _start(directory, state, SLURMCTLD, ["slurmctld", "-D", "-f", str(slurm_conf(directory))], directory)
+    start(directory, state, SLURMCTLD, ["slurmctld", "-D", "-f", str(slurm_conf(directory))], directory)
 
 
 def start_slurmd(directory: Path, state: State, node: str) -> None:
     """Start one node's daemon. Its steps inherit its working directory, which tells them from other nodes' steps."""
     argv = ["slurmd", "-D", "-N", node, "-f", str(slurm_conf(directory))]
-    _start(directory, state, node, argv, directory / "spool" / node)
+    start(directory, state, node, argv, directory / "spool" / node)
 
 
-def _start(directory: Path, state: State, role: str, argv: list[str], cwd: Path) -> subprocess.Popen[bytes]:
-    _children[:] = [child for child in _children if child.poll() is None]
+def environment(directory: Path) -> dict[str, str]:
+    """What every process of an emulation is started with: the mark that it is found by, and where its Slurm is."""
     # Without what an enclosing job or another cluster left in it.
-    environment = {k: v for k, v in slurm.clean_environment().items() if not k.startswith(("SLURM", "MUNGE"))}
-    environment |= {"SLURM_CONF": str(slurm_conf(directory)), processes.MARK: str(directory)}
-    program = shutil.which(argv[0], path=_PATH) or argv[0]
+    kept = {k: v for k, v in slurm.clean_environment().items() if not k.startswith(("SLURM", "MUNGE"))}
+    return kept | {"SLURM_CONF": str(slurm_conf(directory)), processes.MARK: str(directory)}
+
+
+def start(
+    directory: Path, state: State, role: str, argv: list[str], cwd: Path, extra: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a daemon and note it in ``state``, which the caller writes.
+
+    Args:
+        extra: for its environment.
+    """
+    _children[:] = [child for child in _children if child.poll() is None]
     with (directory / STARTUP_LOG).open("ab") as log:
         child = subprocess.Popen(
-            [program, *argv[1:]],
+            full(argv),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd=cwd,
-            env=environment,
+            env=environment(directory) | dict(extra or {}),
             umask=0o022,
             start_new_session=True,
         )
@@ -189,7 +209,7 @@ def wait_until_idle(directory: Path, state: State, say: Callable[[str], None], b
     ready, listening = -1, False
     while True:
         states = {}
-        if listening or (listening := _listens(state.controller_port)):  # sinfo would wait a second to try again
+        if listening or (listening := listens(state.controller_port)):  # sinfo would wait a second to try again
             with suppress(slurm.SlurmError):  # another program listens on this port
                 states = node_states(directory, timeout=3)
         count = sum(not unusable(states.get(node, "unknown")) for node in state.nodes)
@@ -206,7 +226,8 @@ def wait_until_idle(directory: Path, state: State, say: Callable[[str], None], b
         time.sleep(0.1 if listening else 0.02)
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether somebody does on this port."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -231,11 +252,12 @@ def evidence(directory: Path, lines: int = 8) -> str:
     return "\n".join(f"  {line}" for line in (telling or said)[-lines:])
 
 
-def check_machine(nodes: int) -> None:
+def check_machine(nodes: int, extra_memory: float = 0) -> None:
     """Refuse what cannot work on this machine.
 
     Args:
         nodes: how many are to be started.
+        extra_memory: of what runs beside them, in MB.
 
     Raises:
         Refused: with what is missing and what to type.
@@ -248,9 +270,9 @@ def check_machine(nodes: int) -> None:
         )
     if not Path("/dev/null").is_char_device():
         raise Refused("/dev/null is no character device in this sandbox: GPUs cannot be emulated by links to it")
-    need, have = memory_needed(nodes), memory_available()
+    need, have = memory_needed(nodes) + extra_memory, memory_available()
     if have is not None and need > have:
-        fits = int((have - memory_needed(0)) // (memory_needed(1) - memory_needed(0)))
+        fits = int((have - memory_needed(0) - extra_memory) // (memory_needed(1) - memory_needed(0)))
         allowed = f"Try: --nodes {fits}" if fits > 0 else "Free some first."
         raise Refused(f"{nodes} nodes take about {need:.0f} MB, and {have:.0f} MB are free. {allowed}")
 

@@ -71,6 +71,17 @@ class Emulation:
         return bool(self.state.options["fast"])
 
     @property
+    def accounting(self) -> bool:
+        """Whether sacct and sacctmgr have somebody to answer them."""
+        return bool(self.state.options.get("accounting"))
+
+    def accounting_ended(self) -> list[str]:
+        """Which of the daemons of its accounting run no more; Slurm itself goes on without them."""
+        known = self.state
+        here = [role for role in (state.MARIADBD, state.SLURMDBD) if role in known.daemons]
+        return [role for role in here if not processes.alive(known.daemons[role])]
+
+    @property
     def preemptible(self) -> str | None:
         """The partition that ``--preemptible`` added."""
         return self.state.preemptible

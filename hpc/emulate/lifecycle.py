@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc import slurm
-from hpc.emulate import daemons, processes, slurm_conf, state
+from hpc.emulate import accounting, daemons, processes, slurm_conf, state
 from hpc.emulate.emulation import Emulation, find
 from hpc.emulate.slurm_conf import Options, Site
 from hpc.errors import Failed, Refused
@@ -53,7 +53,11 @@ def up(cluster: Cluster, options: Options | None = None, say: Callable[[str], No
             say(f"clearing what is left of an emulated {cluster.name} that died")
             _clear(directory)
         _user()
-        daemons.check_machine(len(slurm_conf.node_names(shape)))
+        if options.accounting:
+            accounting.check()
+            accounting.registration(shape, _user())
+        extra_memory = accounting.MEMORY if options.accounting else 0
+        daemons.check_machine(len(slurm_conf.node_names(shape)), extra_memory)
         _refuse_real(cluster)
         if not daemons.resolves(_host()):
             say(f"warning: this machine's name {_host()} has no address, steps may start 10 s late; see /etc/hosts")
@@ -119,7 +123,7 @@ def emulated(cluster: Cluster, options: Options | None = None, **changes: Any) -
 
 def _start(directory: Path, shape: Cluster, options: Options, say: Callable[[str], None]) -> Emulation:
     names = slurm_conf.node_names(shape)
-    port = daemons.free_ports(1 + len(names))
+    port = daemons.free_ports(1 + len(names) + options.accounting)
     known = state.State(
         cluster=shape.name,
         nodes=names,
@@ -128,13 +132,17 @@ def _start(directory: Path, shape: Cluster, options: Options, say: Callable[[str
         preemptible=slurm_conf.preemptible_partition(shape) if options.preemptible else None,
         controller_port=port,
         node_port=port + 1,
+        accounting_port=port + 1 + len(names) if options.accounting else 0,
     )
     state.create(directory, known)
-    site = Site(directory, _host(), _user(), port, port + 1, daemons.slurm_version())
+    site = Site(directory, _host(), _user(), port, port + 1, daemons.slurm_version(), known.accounting_port)
     gpus = max(node_type.gpus for node_type in shape.node_types.values())
     daemons.prepare(directory, slurm_conf.render(shape, options, site), known, gpus)
     say("munged, slurmctld")
     daemons.start_munged(directory, known)
+    if options.accounting:
+        state.write(directory, known)
+        accounting.start(directory, known, shape, _user(), say)
     daemons.start_slurmctld(directory, known)
     state.write(directory, known)
     for node in names:

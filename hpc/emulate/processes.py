@@ -26,7 +26,7 @@ from hpc.errors import Failed
 
 MARK = "HPC_EMULATION"  # in the environment of the daemons: the directory of the emulation
 PROC = Path("/proc")
-_DAEMONS = {"slurmctld", "slurmscriptd", "slurmd", "slurmstepd", "munged"}
+_DAEMONS = {"slurmctld", "slurmscriptd", "slurmdbd", "mariadbd", "slurmd", "slurmstepd", "munged"}
 
 
 class Process(NamedTuple):
@@ -52,7 +52,7 @@ class Member:
 
     process: Process
     name: str
-    node: str | None  # None: munged, slurmctld
+    node: str | None  # None: munged, slurmctld, accounting
 
     @property
     def daemon(self) -> bool:

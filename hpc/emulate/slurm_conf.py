@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # whoever holds a Cluster has paid for the import; who only a
 # Where in the emulation's directory things lie; all of it is given to Slurm as absolute paths.
 CONF = Path("etc/slurm.conf")
 MUNGE_SOCKET = Path("munge/sock")
+DATABASE_SOCKET = Path("mysql/sock")
+ACCOUNTS_CONF = "slurmdbd.conf"  # beside slurm.conf, where slurmdbd looks for it
 
 # sockaddr_un.sun_path holds 108 bytes with its NUL. The longest one is a step's:
 # spool/<node>/<node>_<job>.<step>, where the batch step is 4294967291.
@@ -33,6 +35,7 @@ class Options:
     fast: bool = False  # a scheduler and time-outs for impatient people; credential life is never lowered
     preemptible: bool = False  # add a partition whose jobs the default partition's jobs requeue
     node_timeout: int | None = None  # seconds after which a silent node counts as down; None: Slurm's default
+    accounting: bool = False  # slurmdbd on a database of its own: sacct and sacctmgr answer, accounts are enforced
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Site:
     controller_port: int
     node_port: int  # of the first node; the others follow it
     version: tuple[int, int]  # of Slurm, such as (22, 5)
+    accounting_port: int = 0  # of slurmdbd, where there is one
 
 
 def expand(expression: str) -> list[str]:
@@ -159,7 +163,7 @@ def node_names(cluster: Cluster) -> list[str]:
 def longest_socket(directory: Path, cluster: Cluster) -> int:
     """Bytes of the longest Unix socket path that this emulation would need."""
     node = max(node_names(cluster), key=len)
-    return max(len(bytes(path)) for path in (directory / "spool" / node / (node + _STEP), directory / MUNGE_SOCKET))
+    return max(len(bytes(path)) for path in (directory / "spool" / node / (node + _STEP), directory / DATABASE_SOCKET))
 
 
 def render(cluster: Cluster, options: Options, site: Site) -> dict[str, str]:
@@ -168,13 +172,16 @@ def render(cluster: Cluster, options: Options, site: Site) -> dict[str, str]:
     Args:
         cluster: as ``described`` gives it.
     """
-    return {
+    files = {
         "slurm.conf": _slurm_conf(cluster, options, site),
         "gres.conf": _gres_conf(cluster, site),
         # Every job tracks its processes without cgroups, which only root could use. 22.05 cannot switch them off,
         # but its cgroup/v1 touches nothing until it is used, where the default fails on a cgroup v2 machine.
         "cgroup.conf": f"CgroupPlugin={'disabled' if site.version >= (23, 2) else 'cgroup/v1'}\n",
     }
+    if options.accounting:
+        files[ACCOUNTS_CONF] = _slurmdbd_conf(site)
+    return files
 
 
 def _slurm_conf(cluster: Cluster, options: Options, site: Site) -> str:
@@ -210,6 +217,17 @@ def _slurm_conf(cluster: Cluster, options: Options, site: Site) -> str:
     }
     if any(partition.preemptible for partition in cluster.partitions.values()):
         settings |= {"PreemptType": "preempt/partition_prio", "PreemptMode": "REQUEUE"}
+    if options.accounting:
+        settings |= {
+            "AccountingStorageType": "accounting_storage/slurmdbd",
+            "AccountingStorageHost": "127.0.0.1",
+            "AccountingStoragePort": site.accounting_port,
+            "AccountingStoragePass": directory / MUNGE_SOCKET,  # that the controller finds this munge there, too
+            "AccountingStorageTRES": "gres/gpu",
+            "AccountingStorageEnforce": "associations,limits,qos",
+            "JobAcctGatherType": "jobacct_gather/linux",
+            "JobAcctGatherFrequency": "task=2",  # seconds; a rehearsal is over before Slurm's 30
+        }
     if options.fast:
         settings |= {"SchedulerParameters": "sched_interval=1,bf_interval=1", "KillWait": 5, "SlurmdTimeout": 20}
     if options.node_timeout is not None:
@@ -224,6 +242,25 @@ def _slurm_conf(cluster: Cluster, options: Options, site: Site) -> str:
     for name, partition in cluster.partitions.items():
         lines.append(_partition_line(name, partition, cluster, tiers))
     return "\n".join(lines) + "\n"
+
+
+def _slurmdbd_conf(site: Site) -> str:
+    directory = site.directory
+    settings = {
+        "DbdHost": "localhost",
+        "DbdAddr": "127.0.0.1",
+        "DbdPort": site.accounting_port,
+        "SlurmUser": site.user,
+        "AuthType": "auth/munge",
+        "AuthInfo": f"socket={directory / MUNGE_SOCKET}",
+        "StorageType": "accounting_storage/mysql",
+        "StorageHost": "localhost",  # by the socket that its environment names; the database has no port
+        "StorageUser": site.user,
+        "StorageLoc": "slurm",
+        "LogFile": directory / "log/slurmdbd.log",
+        "PidFile": directory / "run/slurmdbd.pid",
+    }
+    return "".join(f"{key}={value}\n" for key, value in settings.items())
 
 
 def _node_line(node_type: NodeType, port: int) -> str:

@@ -21,7 +21,8 @@ from hpc.emulate.processes import Process, alive, boot_id
 from hpc.runs import read_json, sync_folder, write_json
 
 FILE = "emulation.json"
-MUNGED, SLURMCTLD = "munged", "slurmctld"
+MUNGED, MARIADBD, SLURMDBD, SLURMCTLD = "munged", "mariadbd", "slurmdbd", "slurmctld"
+_OF_NO_NODE = (MUNGED, MARIADBD, SLURMDBD, SLURMCTLD)
 
 
 def root() -> Path:
@@ -44,7 +45,8 @@ class State:
     began: float = field(default_factory=time.time)
     controller_port: int = 0
     node_port: int = 0
-    daemons: dict[str, Process] = field(default_factory=dict)  # munged, slurmctld, and slurmd by its node's name
+    accounting_port: int = 0  # of slurmdbd; 0 without accounting
+    daemons: dict[str, Process] = field(default_factory=dict)  # by program; slurmd by its node's name
 
     @property
     def here(self) -> bool:
@@ -60,7 +62,7 @@ class State:
         """The daemons that were started in this boot, each with its node."""
         if not self.here:
             return []
-        return [(process, None if role in (MUNGED, SLURMCTLD) else role) for role, process in self.daemons.items()]
+        return [(process, None if role in _OF_NO_NODE else role) for role, process in self.daemons.items()]
 
     def controller_alive(self) -> bool:
         """Whether the controller that was noted runs."""

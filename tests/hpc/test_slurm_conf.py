@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpc.config import Cluster, Launcher, NodeType, Partition
+from hpc.emulate.accounting import registration
 from hpc.emulate.slurm_conf import (
     SOCKET_PATH_LIMIT,
     Options,
@@ -22,6 +24,7 @@ from hpc.emulate.slurm_conf import (
 )
 from hpc.errors import Refused
 
+ACCOUNTED = Options(accounting=True)
 SITE = Site(Path("/h/emulated/site"), "laptop", "ada", 12000, 12001, (22, 5))
 
 
@@ -215,3 +218,33 @@ def test_compress_is_the_inverse_of_expand(names: list[str]) -> None:
 
 def test_compress_is_what_a_person_would_write() -> None:
     assert compress(["n2gpu1201", "n2gpu1202", "n2gpu1203", "login"]) == "n2gpu[1201-1203],login"
+
+
+def test_accounting_is_there_where_it_was_asked_for() -> None:
+    site = replace(SITE, accounting_port=12009)
+    plain, accounted = files(site_cluster()), files(site_cluster(), ACCOUNTED, site)
+    assert "slurmdbd.conf" not in plain
+    assert "AccountingStorage" not in plain["slurm.conf"]
+    for text in ("AccountingStoragePort=12009", "AccountingStoragePass=/h/emulated/site/munge/sock"):
+        assert text in accounted["slurm.conf"].splitlines()
+    assert "DbdPort=12009" in accounted["slurmdbd.conf"].splitlines()
+    assert "StorageUser=ada" in accounted["slurmdbd.conf"].splitlines()
+    assert "StoragePort" not in accounted["slurmdbd.conf"]
+
+
+def test_the_account_is_that_of_the_description() -> None:
+    assert registration(site_cluster(), "ada") == [
+        ["add", "cluster", "site"],
+        ["add", "account", "default", "cluster=site"],
+        ["add", "user", "ada", "account=default"],
+    ]
+    told = registration(site_cluster(account="hpc-lola", qos="long", slurm_name="pc2"), "root")
+    assert told[1] == ["add", "qos", "long"]
+    assert told[2] == ["add", "account", "hpc-lola", "cluster=pc2", "qos=normal,long", "defaultqos=long"]
+    assert told[-1] == ["modify", "user", "root", "set", "defaultaccount=hpc-lola"]
+
+
+@pytest.mark.parametrize("name", ["a b", "a,b", "a'b", "a;touch pwned", "cluster=x", "-i"])
+def test_a_name_that_sacctmgr_would_take_for_something_else_is_refused(name: str) -> None:
+    with pytest.raises(Refused, match="account"):
+        registration(site_cluster(account=name), "ada")

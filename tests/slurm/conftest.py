@@ -14,7 +14,7 @@ import pytest
 
 from hpc import compose, emulate
 from hpc.config import Cluster
-from hpc.emulate import daemons, processes
+from hpc.emulate import accounting, daemons, processes
 
 _PREFIX = "hpc-test-"  # short: Unix sockets lie below
 
@@ -88,6 +88,16 @@ def emulation(slurm_home: Path, described: Callable[..., Cluster]) -> Iterator[e
     """Four nodes of noctua2, fast, with the preemptible partition: for every test that leaves it as it was."""
     options = emulate.Options(nodes=4, fast=True, preemptible=True, node_timeout=10)
     with emulate.emulated(described("noctua2"), options) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def accounted(slurm_home: Path, described: Callable[..., Cluster]) -> Iterator[emulate.Emulation]:
+    """The same with accounting, beside it under another name."""
+    if (missing := accounting.missing_packages()) and not os.environ.get("REQUIRE_SLURM"):
+        pytest.skip(f"not installed: {', '.join(missing)}. Try: {daemons.INSTALL} {' '.join(missing)}")
+    options = emulate.Options(nodes=4, fast=True, preemptible=True, node_timeout=10, accounting=True)
+    with emulate.emulated(described("noctua2", "cluster.name=accounted"), options) as running:
         yield running
 
 

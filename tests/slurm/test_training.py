@@ -86,10 +86,13 @@ def test_a_node_that_dies_costs_the_steps_since_the_last_checkpoint(
     assert lost(run) == reached - reached // 25 * 25
 
 
-def test_a_second_submission_beside_a_held_requeue_is_refused(submit: Submit, emulation: Emulation) -> None:
-    run = submit(
-        "cluster=noctua2", "job=hello", "job.nodes=1", "job.ranks_per_node=2", "job.seconds=8", "cluster.requeue_hold=6"
-    )
+@pytest.mark.parametrize("site", ["emulation", "accounted"])
+def test_a_second_submission_beside_a_held_requeue_is_refused(
+    submit: Submit, site: str, request: pytest.FixtureRequest
+) -> None:
+    emulation: Emulation = request.getfixturevalue(site)
+    place = ["cluster=noctua2", f"cluster.name={emulation.name}", "cluster.requeue_hold=6"]
+    run = submit(*place, "job=hello", "job.nodes=1", "job.ranks_per_node=2", "job.seconds=8")
     end = time.monotonic() + 60
     while not (ledger.folder(run, 0) / "READY").exists():
         assert time.monotonic() < end, told(run)
