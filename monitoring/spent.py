@@ -38,7 +38,7 @@ def spent(attempt: Path, began: float, ended: float, ready: float | None = None)
     begun = min(max(first["t"] - _number(first, "step_s"), began), ended)
     stepped = min(max(last["t"], begun), ended)
     blocked = sum(_number(save, "blocked_s") for save in saves if save["t"] <= last["t"])
-    blocked = min(blocked, stepped - begun)
+    blocked = min(max(blocked, 0.0), stepped - begun)
     saved = min(max([stepped, *(save["t"] for save in saves)]), ended)
     return Spent(
         starting=begun - began,
