@@ -130,11 +130,14 @@ class Job:
     reservation: str | None = None
     constraint: str | None = None
     exclude: str | None = None
-    memory_gb: int | None = None  # per node; null: all of it
+    memory_gb: int | None = None  # per node, of one run; null: all of it, or an equal share where runs share a node
     grace: int = 300  # seconds before the time limit at which ranks are asked to stop
     max_fruitless: int = 3  # attempts without a new step after which the chain stops
     rank_memory_gb: float | None = None  # what one rank needs of host memory; null: estimated from the model
     throttle: int | None = None  # of a sweep's runs, how many at a time; null: as many as the cluster has room for
+    # Of a sweep's runs, how many share a node, where a site gives only whole ones; null: each has its own.
+    runs_per_node: int | None = None
+    cpus_per_rank: int | None = None  # null: the ranks of a node share its cores
 
 
 @dataclass

@@ -191,6 +191,15 @@ def down_nodes(nodes: Iterable[str]) -> list[str]:
     return sorted({name for name, state in rows if state.startswith(("down", "fail", "unknown"))})
 
 
+def steps(job_id: str) -> dict[str, list[str]]:
+    """The steps of a running job, by name."""
+    found: dict[str, list[str]] = {}
+    for line in call(["squeue", "--noheader", "--steps", "--jobs", job_id, "-o", "%i|%j"], timeout=URGENT).splitlines():
+        step, _, name = line.strip().partition("|")
+        found.setdefault(name, []).append(step)
+    return found
+
+
 def node_address(node: str) -> str:
     """The address Slurm itself reaches a node by; names of nodes need not resolve."""
     text = call(["scontrol", "show", "node", "-o", node])
@@ -249,6 +258,11 @@ def cancel_waiting(job_id: str, environment: Mapping[str, str] | None = None) ->
     except SlurmError as error:
         if "Invalid job id" not in error.stderr:  # what scancel says of an array that has ended meanwhile
             raise
+
+
+def release(job_ids: Iterable[str], environment: Mapping[str, str] | None = None) -> None:
+    """Let jobs that were submitted with --hold begin."""
+    call(["scontrol", "release", ",".join(job_ids)], environment=environment)
 
 
 def cluster_name(environment: Mapping[str, str] | None = None) -> str | None:

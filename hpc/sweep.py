@@ -17,6 +17,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import socket
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import Enum
@@ -43,11 +45,46 @@ class Member:
 
 @dataclass(frozen=True)
 class Array:
-    """Some of the runs as a Slurm array, whose task t is ``runs[t]``; without Slurm a process takes them in turn."""
+    """Some of the runs as a Slurm array, each task of which is so many of them; without Slurm a process takes them in
+    turn."""
 
     runs: list[int]
     script: str
     job_id: str | None = None
+    per_task: int = 1
+
+    @property
+    def tasks(self) -> int:
+        return -(-len(self.runs) // self.per_task)
+
+    def of_task(self, task: int) -> list[int]:
+        """The runs that a task has."""
+        return self.runs[task * self.per_task : (task + 1) * self.per_task]
+
+    def jobs(self) -> dict[int, str]:
+        """The job of each run, by number of the run, as Slurm's programs take it."""
+        return {number: f"{self.job_id}_{place // self.per_task}" for place, number in enumerate(self.runs)}
+
+
+@dataclass(frozen=True)
+class Submitter:
+    """A process that hands the arrays of a sweep to the cluster. It is written down for as long as that takes."""
+
+    host: str
+    pid: int
+    began: float  # unix time
+
+    @classmethod
+    def me(cls) -> Submitter:
+        return cls(socket.gethostname(), os.getpid(), time.time())
+
+    def lives(self) -> bool:
+        """Whether it goes on; on another machine it is given ten minutes."""
+        from hpc.allocation import process_lives
+
+        if self.host != socket.gethostname():
+            return time.time() < self.began + 600
+        return self.pid != os.getpid() and process_lives(self.pid, self.began)
 
 
 @dataclass(frozen=True)
@@ -118,6 +155,12 @@ class Sweep:
         """The machine that it was submitted from; without Slurm, it is there."""
         return self._written["host"]
 
+    @property
+    def submitter(self) -> Submitter | None:
+        """Who is handing runs to the cluster, or was when it died."""
+        found = self._written.get("submitter")
+        return Submitter(**found) if found else None
+
     @cached_property
     def members(self) -> list[Member]:
         return [Member(**each) for each in self._written["members"]]
@@ -127,18 +170,26 @@ class Sweep:
         return [Array(**each) for each in self._written["arrays"]]
 
     def write(self, **changed: Any) -> Sweep:
-        """The sweep with other contents of its file; ``Member`` and ``Array`` go in as they are."""
+        """The sweep with other contents of its file; ``Member``, ``Array`` and ``Submitter`` go in as they are."""
         plain = {
             key: [asdict(each) for each in value] if key in ("members", "arrays") else value
             for key, value in changed.items()
         }
+        if isinstance(who := changed.get("submitter"), Submitter):
+            plain["submitter"] = asdict(who)
         write_json(self.folder / FILE, {**(read_json(self.folder / FILE) or {"format": FORMAT}), **plain})
         return Sweep(self.folder)
 
     def run(self, number: int) -> Run:
         """The run of that number, whether it has begun or not."""
-        width = len(str(len(self.members) - 1))
+        width = self._written.get("width") or len(str(len(self.members) - 1))
         return Run(self.folder.parent.parent / self.members[number].name / f"{self.id}.{number:0{width}}")
+
+    def base(self) -> Config:
+        """The configuration that the runs change."""
+        from omegaconf import OmegaConf
+
+        return typed_config(OmegaConf.load(self.base_file), self.base_file)
 
     def config(self, number: int) -> Config:
         """The configuration of a run."""

@@ -83,20 +83,23 @@ def wait(found: Sweep, *, quiet: bool) -> int:
 
 
 def _status(found: Sweep, args: argparse.Namespace) -> int:
-    from hpc.standing import standings, tally
+    from hpc.standing import interrupted, standings, tally
 
     code = wait(found, quiet=args.json) if args.wait else 0
     rows = standings(found)
     if args.json:
-        print(json.dumps({"sweep": found.id, "name": found.name, "runs": [asdict(row) for row in rows]}))
+        fields = {"sweep": found.id, "name": found.name, "interrupted": interrupted(found)}
+        print(json.dumps({**fields, "runs": [asdict(row) for row in rows]}))
         return code
     print(f"{found.name}/{found.id}, {len(rows)} runs: {tally(rows)}")
+    if why := interrupted(found):
+        print(f"  {why}")
     troubled = [row for row in rows if row.state in ("failed", "gone", "never began")]
     for row in troubled[:FAILED_SHOWN]:
         print(f"  {row.run} {row.state}: {row.reason}\n    {_changed(row.changes)}")
     if len(troubled) > FAILED_SHOWN:
         print(f"  and {len(troubled) - FAILED_SHOWN} more; all: hpc sweep status {found.id} --json")
-    if troubled:
+    if troubled and not interrupted(found):
         print(f"To try these again: hpc sweep resume {found.id}")
     return code
 
