@@ -172,6 +172,16 @@ class HydraJob(Job):
 
 
 @dataclass
+class SearchJob(Job):
+    """The rounds of a search, as hydra/sweeper=hpc_optuna hydra.sweeper.as_job=true submits it."""
+
+    _target_: str = "jobs.search.Search"
+    sweep: str = MISSING  # folder of the sweep whose trials it submits
+    max_fruitless: int = 50  # a trial may take longer than this job's time limit
+    cpus_per_rank: int | None = 1
+
+
+@dataclass
 class Config:
     """One request: everything that `hpc submit` composes from conf/ and the overrides."""
 
@@ -185,7 +195,13 @@ class Config:
     job: Job = MISSING
 
 
-JOBS: dict[str, type[Job]] = {"train": TrainJob, "prepare": PrepareJob, "hello": HelloJob, "hydra": HydraJob}
+JOBS: dict[str, type[Job]] = {
+    "train": TrainJob,
+    "prepare": PrepareJob,
+    "hello": HelloJob,
+    "hydra": HydraJob,
+    "search": SearchJob,
+}
 
 
 def job_schema(target: str) -> type[Job]:

@@ -161,6 +161,16 @@ class Sweep:
         found = self._written.get("submitter")
         return Submitter(**found) if found else None
 
+    @property
+    def search(self) -> dict[str, Any] | None:
+        """What ``hpc.search.Space`` is of, where the values are proposed by Optuna."""
+        return self._written.get("search")
+
+    @property
+    def trials(self) -> list[int]:
+        """Optuna's trial of each run of a search."""
+        return self._written["trials"]
+
     @cached_property
     def members(self) -> list[Member]:
         return [Member(**each) for each in self._written["members"]]

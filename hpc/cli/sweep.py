@@ -34,8 +34,11 @@ def main(argv: list[str]) -> int:
     status.add_argument("--wait", action="store_true", help="until no run goes on; exit status 0 if all finished")
     table = add("table", _table, "one line a run, the best by a metric first")
     table.add_argument("--metric", metavar="NAME", help="its newest value (validation_loss, or loss where none has it)")
+    table.add_argument("--best", action="store_true", help="not the newest value of each run but its best")
     table.add_argument("--max", action="store_true", help="the largest is the best")
-    add("resume", _resume, "submit what is missing, failed or was cancelled, and nothing else")
+    resume = add("resume", _resume, "submit what is missing, failed or was cancelled, and nothing else")
+    resume.add_argument("--trials", type=runs.count, metavar="N", help="of a search: go on until there are N")
+    resume.add_argument("--wait", action="store_true", help="of a search whose rounds are a job's: until it has ended")
     cancel = add("cancel", _cancel, "end all runs, and let none begin")
     cancel.add_argument("--now", action="store_true", help="without saving what was computed since the last checkpoint")
     args = parser.parse_args(argv)
@@ -82,6 +85,52 @@ def wait(found: Sweep, *, quiet: bool) -> int:
     return 0 if all(each.state == "finished" for each in wait(found, say)) else 1
 
 
+def search_on(found: Sweep, *, quiet: bool, wait: bool, again: tuple[str, ...] = ()) -> int:
+    """Run the rounds of a search to their end, here or in a job of their own.
+
+    Args:
+        wait: also for that job.
+        again: further states of trials whose runs are submitted again.
+    """
+    from hpc import rounds, search, study
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(f"{found.name}/{found.id}: {text}", file=sys.stderr, flush=True)
+
+    if search.Space.of(found).as_job:
+        run = rounds.start_job(found)
+        say(f"its rounds are submitted by run {run.name}/{run.id}, job {run.job_id}")
+        from hpc.waiting import wait as wait_for
+
+        return wait_for(run, quiet=quiet) if wait else 0
+    try:
+        how = rounds.Loop(found, say).main((*rounds.LOST, *again))
+    except KeyboardInterrupt:
+        say(
+            f"the trials that run go on. To go on with the search: hpc sweep resume {found.id}; to end it: "
+            f"hpc sweep cancel {found.id}"
+        )
+        return 130
+    say(f"{how}; {_best(found)}")
+    return 0 if how == "finished" and study.best(found.folder) else 1
+
+
+def _best(found: Sweep) -> str:
+    from hpc import search, study
+    from hpc.combinations import spelled
+
+    names, best = search.Space.of(found).metrics, study.best(found.folder)
+    if not best:
+        return "no trial has a result yet"
+    lines = []
+    for each in best:
+        values = ", ".join(f"{name}={value:.6g}" for name, value in zip(names, each["values"], strict=True))
+        changes = " ".join(f"{key}={spelled(value)}" for key, value in each["params"].items())
+        lines.append(f"best is trial {each['trial']}: {changes}: {values}")
+    return "; ".join(lines)
+
+
 def _status(found: Sweep, args: argparse.Namespace) -> int:
     from hpc.standing import interrupted, standings, tally
 
@@ -94,6 +143,8 @@ def _status(found: Sweep, args: argparse.Namespace) -> int:
     print(f"{found.name}/{found.id}, {len(rows)} runs: {tally(rows)}")
     if why := interrupted(found):
         print(f"  {why}")
+    if found.search:
+        _print_search(found)
     troubled = [row for row in rows if row.state in ("failed", "gone", "never began")]
     for row in troubled[:FAILED_SHOWN]:
         print(f"  {row.run} {row.state}: {row.reason}\n    {_changed(row.changes)}")
@@ -104,6 +155,18 @@ def _status(found: Sweep, args: argparse.Namespace) -> int:
     return code
 
 
+def _print_search(found: Sweep) -> None:
+    from hpc import rounds, search
+
+    wanted = search.Space.of(found).trials
+    who = rounds.runner(found)
+    print(f"  a search of {wanted} trials; {_best(found)}")
+    if who:
+        print(f"  its rounds are submitted by {who}")
+    elif not found.cancelled and len(found.members) < wanted:
+        print(f"  nobody submits its next round. To go on: hpc sweep resume {found.id}")
+
+
 def _changed(changes: dict[str, Any]) -> str:
     return " ".join(f"{path}={value}" for path, value in changes.items()) or "as the base"
 
@@ -112,7 +175,9 @@ def _table(found: Sweep, args: argparse.Namespace) -> int:
     from hpc.standing import standings
 
     rows = standings(found)
-    metric, values = _values(rows, args.metric)
+    if found.search:
+        _as_searched(found, args)
+    metric, values = _values(rows, args.metric, best=args.best, largest=args.max)
 
     def place(row: Standing) -> tuple[bool, float]:
         value = values[row.number]
@@ -127,13 +192,30 @@ def _table(found: Sweep, args: argparse.Namespace) -> int:
     return 0
 
 
-def _values(rows: list[Standing], metric: str | None) -> tuple[str, dict[int, float | None]]:
-    """The newest value of each run of the metric, or of the first usual one that any of them has recorded."""
-    from monitoring.tail import last_value
+def _as_searched(found: Sweep, args: argparse.Namespace) -> None:
+    """A search is by what it searched for, unless something else is asked."""
+    from hpc import search
+
+    space = search.Space.of(found)
+    if args.metric is None or args.metric in space.metrics:
+        args.metric = args.metric or space.metrics[0]
+        args.max = args.max or space.directions[space.metrics.index(args.metric)] == "maximize"
+        args.best = args.best or space.value == "best"
+
+
+def _values(
+    rows: list[Standing], metric: str | None, *, best: bool, largest: bool
+) -> tuple[str, dict[int, float | None]]:
+    """The value of each run of the metric, or of the first usual one that any of them has recorded."""
+    from hpc import metrics
+
+    def value(row: Standing, name: str) -> float | None:
+        folder = Path(row.folder)
+        return metrics.best(folder, name, largest=largest) if best else metrics.newest(folder, name)
 
     values: dict[int, float | None] = {}
     for name in [metric] if metric else DEFAULTS:
-        values = {row.number: last_value(Path(row.folder), name) for row in rows}
+        values = {row.number: value(row, name) for row in rows}
         if any(value is not None for value in values.values()):
             return name, values
     if metric and (known := _recorded(rows)):
@@ -184,6 +266,10 @@ def _print_table(found: Sweep, rows: list[Standing], metric: str, values: dict[i
 def _resume(found: Sweep, args: argparse.Namespace) -> int:
     from hpc import arrays
 
+    if found.search:
+        return _search_again(found, args)
+    if args.trials is not None:
+        raise Refused(f"--trials {args.trials}: {found.id} is no search; it has {len(found.members)} runs")
     numbers = arrays.resume(found)
     if args.json:
         print(json.dumps({"sweep": found.id, "runs": numbers}))
@@ -192,6 +278,18 @@ def _resume(found: Sweep, args: argparse.Namespace) -> int:
     else:
         print(f"{found.name}/{found.id}: nothing to submit: every run has finished or is under way")
     return 0
+
+
+def _search_again(found: Sweep, args: argparse.Namespace) -> int:
+    from hpc import rounds
+
+    rounds.refuse_running(found)
+    if args.trials is not None:
+        if args.trials < len(found.members):
+            raise Refused(f"--trials {args.trials}: there are {len(found.members)} already")
+        found = found.write(search={**(found.search or {}), "trials": args.trials})
+    found.cancel_file.unlink(missing_ok=True)
+    return search_on(found, quiet=args.json, wait=args.wait, again=("cancelled", "failed"))
 
 
 def _cancel(found: Sweep, args: argparse.Namespace) -> int:
