@@ -84,7 +84,7 @@ def resolve(config: Config) -> Request:
         )
     node = cluster.node_types[limits.node_type]
     # Runs share nodes where Slurm gives them out. Without it they come one after the other.
-    runs = job.runs_per_node or 1 if cluster.launcher.name == "slurm" else 1
+    runs = 1 if job.runs_per_node is None or cluster.launcher.name != "slurm" else job.runs_per_node
     share = max(1, runs)
     ranks = job.ranks_per_node
     if ranks is None:

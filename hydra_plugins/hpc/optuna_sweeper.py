@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction
     from omegaconf import DictConfig
 
+# Of the job that submits the rounds, what hpc submit calls job.time and so on; null is the cluster's default.
+JOB_FIELDS = ("time", "partition", "account", "qos", "reservation", "memory_gb", "grace")
+
 ConfigStore.instance().store(
     group="hydra/sweeper",
     name="hpc_optuna",
@@ -40,7 +43,7 @@ ConfigStore.instance().store(
         "metric": None,
         "value": "last",
         "as_job": False,
-        "job": [],
+        "job": dict.fromkeys(JOB_FIELDS),
     },
     provider="hpc",
 )
@@ -57,7 +60,7 @@ class OptunaSweeper(Sweeper):
         seed: of the sampler, for proposals that can be repeated.
         params: as of Hydra's basic sweeper: what to vary, by key, beside what is typed.
         metric, value, as_job, job: of ``hpc submit`` alone: the metric of a run (or several), its last or best value,
-            whether a small job submits the rounds, and overrides of that job.
+            whether a small job submits the rounds, and what that job asks for.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class OptunaSweeper(Sweeper):
         metric: str | Sequence[str] | None = None,
         value: str = "last",
         as_job: bool = False,
-        job: Sequence[str] = (),
+        job: Mapping[str, Any] | None = None,
     ) -> None:
         self.directions: list[Any] = [direction] if isinstance(direction, str) else list(direction)
         self.trials = trials
@@ -80,7 +83,7 @@ class OptunaSweeper(Sweeper):
         self.metrics = (metric,) if isinstance(metric, str) else tuple(metric or ())
         self.value = value
         self.as_job = as_job
-        self.job = tuple(job)
+        self.job = tuple(f"job.{key}={spelled(each)}" for key, each in (job or {}).items() if each is not None)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from hydra.core.plugins import Plugins

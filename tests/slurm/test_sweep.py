@@ -171,6 +171,30 @@ def environment_of(run: Run) -> dict[str, str]:
     raise AssertionError(f"no rank of {run.id} runs")
 
 
+def test_a_search_runs_as_a_small_job_that_is_requeued_and_goes_on(swept: tuple[Emulation, list[str]]) -> None:
+    emulation, places = swept
+    search = ["hydra/sweeper=hpc_optuna", "hydra.sweeper.trials=6", "hydra.sweeper.at_once=2"]
+    search += ["hydra.sweeper.metric=ranks", "hydra.sweeper.direction=maximize", "hydra.sweeper.seed=1"]
+    search += ["hydra.sweeper.as_job=true", "hydra.sweeper.job.time=10", "hydra.sweeper.job.grace=10"]
+    small = [word for word in SMALL if "ranks_per_node" not in word]
+    told = json.loads(
+        hpc("submit", "-m", *small, *places, *search, "job.ranks_per_node=range(1,4)", "job.seconds=1", "--json")
+    )
+    sweep = Sweep(Path(told["folder"]))
+    (loop,) = [Run(file.parent) for file in runs_of(places).glob("*-search/*/config.yaml")]
+    until(lambda: len(Sweep(sweep.folder).members) == 4)
+    slurm.signal_batch(str(loop.job_id), "USR2", emulation.environment)
+    until(lambda: loop.finished and states(Sweep(sweep.folder)) == ["finished"] * 6)
+    assert [record.cause for record in ledger.history(loop)] == ["preemption", "finished"]
+    script = loop.script.read_text()
+    assert "--cpus-per-task=1\n" in script and "exclusive" not in script and "gres" not in script
+    sweep = Sweep(sweep.folder)
+    assert sweep.trials == [number for array in sweep.arrays for number in array.runs] == list(range(6))
+    best = json.loads(hpc("sweep", "table", str(sweep.folder), "--json"))[0]
+    assert best["ranks"] == max(row["ranks"] for row in json.loads(hpc("sweep", "table", str(sweep.folder), "--json")))
+    assert "best is trial" in hpc("sweep", "status", str(sweep.folder))
+
+
 def test_another_hydra_application_runs_unchanged_and_optuna_through_it(
     swept: tuple[Emulation, list[str]], tmp_path: Path
 ) -> None:
