@@ -112,6 +112,7 @@ def _write(tmp: Sweep, folder: Path, plans: Sequence[Plan], typed: list[str], mo
     if patch := provenance.dirty_patch():
         write_text(tmp.folder / "dirty.patch", patch)
     provenance.snapshot(tmp.code)
+    executor.write_entry(tmp.pickle)
     tmp.write(
         typed=typed,
         cluster=cluster.name,

@@ -102,6 +102,7 @@ class Child:
     """The supervisor of one run."""
 
     run: Run
+    config: Config
     place: int
     pid: int = 0
     deaths: int = 0
@@ -123,8 +124,9 @@ class Pack:
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGCONT, signal.SIG_IGN)
-        runs = [self.sweep.begin(number, self.job_id) for number in self.array.of_task(self.task)]
-        children = [Child(run, place) for place, run in enumerate(runs) if not _over(run)]
+        begun = [self.sweep.begin(number, self.job_id) for number in self.array.of_task(self.task)]
+        runs = [run for run, _ in begun]
+        children = [Child(run, config, place) for place, (run, config) in enumerate(begun) if not _over(run)]
         say(f"job {self.job_id}: {len(children)} runs share this node: {', '.join(each.run.id for each in children)}")
         for child in children:
             self._start(child)
@@ -148,7 +150,9 @@ class Pack:
         try:
             supervise.log_to(child.run)
             status = supervise.supervise(
-                child.run, lambda run, config, request: SharedAllocation.of(run, config, request, child.place)
+                child.run,
+                child.config,
+                lambda run, config, request: SharedAllocation.of(run, config, request, child.place),
             )
         except BaseException:
             traceback.print_exc()

@@ -347,7 +347,7 @@ def _task(folder: Path, number: int) -> int:
             from hpc.pack import Pack
 
             return Pack(found, number, array_id, task).main()
-        run = found.begin(found.arrays[number].runs[task], f"{array_id}_{task}")
+        run, config = found.begin(found.arrays[number].runs[task], f"{array_id}_{task}")
         log_to(run)
         _drop_empty(found.logs / f"{array_id}_{task}.log")
     except (Refused, Failed) as error:
@@ -357,7 +357,7 @@ def _task(folder: Path, number: int) -> int:
         failure = disk_failure(error, "write the run's folder")
         say(str(failure))
         return failure.status
-    return supervise(run)
+    return supervise(run, config)
 
 
 def _in_turn(sweep: Sweep, number: int) -> int:
@@ -366,7 +366,7 @@ def _in_turn(sweep: Sweep, number: int) -> int:
     for run_number in sweep.arrays[number].runs:
         if sweep.cancelled:
             break
-        run = sweep.begin(run_number, None)
+        run, _ = sweep.begin(run_number, None)
         with run.log.open("ab") as log:
             command = [sys.executable, "-P", "-u", "-m", "hpc.supervise", str(run.folder)]
             done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False)
@@ -389,14 +389,17 @@ def _drop_empty(before: Path) -> None:
             before.unlink()
 
 
-def supervise(run: Run, place: Callable[[Run, Config, Request], Allocation] = allocations.of) -> int:
+def supervise(
+    run: Run, config: Config | None = None, place: Callable[[Run, Config, Request], Allocation] = allocations.of
+) -> int:
     """Supervise a run to its end, or until its job was queued again. Returns the exit status.
 
     Args:
+        config: the run's, where it has been read already.
         place: what finds the allocation that this process is in.
     """
     try:
-        config = run.config()
+        config = config or run.config()
         allocation = place(run, config, resolve(config))
         return Supervisor(run, config, allocation).main()
     except (Refused, Failed) as error:

@@ -4,7 +4,7 @@
 runs/<name>/<sweep>/
   sweep.json        what was typed, each run's changes, the arrays that were submitted
   base.yaml         the resolved configuration that the changes are made in
-  code/             the code of all runs
+  code/  entry.pkl  the code of all runs
   submit-<a>.sh     the script of array a
   logs/             what a task of an array printed before it had a run folder
   CANCEL            no run that has not begun shall begin
@@ -114,6 +114,11 @@ class Sweep:
         return self.folder / "code"
 
     @property
+    def pickle(self) -> Path:
+        """What submitit's entry on the ranks of every run reads."""
+        return self.folder / "entry.pkl"
+
+    @property
     def logs(self) -> Path:
         return self.folder / "logs"
 
@@ -213,7 +218,7 @@ class Sweep:
             OmegaConf.update(tree, path, value, merge=False, force_add=True)
         return tree
 
-    def begin(self, number: int, job_id: str | None) -> Run:
+    def begin(self, number: int, job_id: str | None) -> tuple[Run, Config]:
         """Write a run's folder, whole or not at all, where it is not there yet.
 
         Raises:
@@ -221,30 +226,32 @@ class Sweep:
         """
         run = self.run(number)
         if run.config_file.exists():
-            return run
+            return run, run.config()
         parent = run.folder.parent
         tmp = parent / f".{run.id}.{secrets.token_hex(4)}.tmp"
         try:
             tmp.mkdir(parents=True)
-            self._fill(Run(tmp), run.folder, number, job_id)
+            config = self._fill(Run(tmp), run.folder, number, job_id)
             tmp.rename(run.folder)
             sync_folder(parent)
         except OSError:
             shutil.rmtree(tmp, ignore_errors=True)
-            if not run.config_file.exists():  # another node's task of the same number was faster
+            if not run.config_file.exists():
                 raise
+            return run, run.config()  # another node's task of the same number was faster
         except BaseException:
             shutil.rmtree(tmp, ignore_errors=True)
             raise
-        return run
+        return run, config
 
-    def _fill(self, tmp: Run, folder: Path, number: int, job_id: str | None) -> None:
+    def _fill(self, tmp: Run, folder: Path, number: int, job_id: str | None) -> Config:
         from omegaconf import OmegaConf
 
-        from hpc import executor, script
+        from hpc import script
         from hpc.request import resolve
 
-        member, config = self.members[number], self.config(number)
+        member, tree = self.members[number], self._tree(number)
+        config = typed_config(tree, self.base_file)
         write_text(tmp.overrides_file, OmegaConf.to_yaml(OmegaConf.create(member.overrides)))
         manifest = read_json(self.manifest_file) or {}
         place = {"sweep": str(self.folder), "number": number} | ({"job_id": job_id} if job_id else {})
@@ -253,9 +260,10 @@ class Sweep:
         tmp.attempts.mkdir()
         tmp.checkpoints.mkdir()
         write_text(tmp.script, script.render(config, resolve(config), folder, emulated=self.emulated))
-        executor.write_entry(tmp, folder)
+        shutil.copyfile(self.pickle, tmp.pickle)
         tmp.set_state("queued", cluster=self.cluster, emulated=self.emulated, reason="")
-        write_text(tmp.config_file, OmegaConf.to_yaml(OmegaConf.structured(config)))
+        write_text(tmp.config_file, OmegaConf.to_yaml(tree))
+        return config
 
 
 def changes(base: Any, other: Any, prefix: str = "") -> dict[str, Any]:
