@@ -225,7 +225,7 @@ def refuse_submitting(sweep: Sweep) -> None:
         raise Refused(f"{sweep.id} is just being submitted, by process {who.pid} on {who.host}. Type this again later")
 
 
-def resume(sweep: Sweep, only: Sequence[int] | None = None) -> list[int]:
+def resume(sweep: Sweep, only: Sequence[int] | None = None, *, alone: bool = False) -> list[int]:
     """Submit again what is missing, failed or was cancelled; runs go on from where they were. Returns their numbers.
 
     A submission that was interrupted is brought to its end. Runs have the code of the sweep, as those do that have
@@ -233,12 +233,14 @@ def resume(sweep: Sweep, only: Sequence[int] | None = None) -> list[int]:
 
     Args:
         only: numbers of the runs that are looked at.
+        alone: nobody else can be submitting runs of this sweep.
 
     Raises:
         Refused: if the cluster would not take one of them any more.
         Failed: if Slurm does not take every array; they then stand as before.
     """
-    refuse_submitting(sweep)
+    if not alone:
+        refuse_submitting(sweep)
     environment = controller(sweep) if sweep.launcher is Launcher.slurm else {}
     if environment is None:
         raise Failed(f"{sweep.cluster} of this sweep does not answer here: it was {_which(sweep)}")

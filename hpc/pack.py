@@ -41,6 +41,7 @@ class SharedAllocation(SlurmAllocation):
 
     @classmethod
     def of(cls, run: Run, config: Config, request: Request, place: int) -> SharedAllocation:
+        """The part of the job that this process is in, of the run at that place among those of the node."""
         found = cls.from_environment(config, request, run.folder)
         assert isinstance(found, cls)
         found.place = place
@@ -51,7 +52,9 @@ class SharedAllocation(SlurmAllocation):
         words = [*step_options(self.config, self.request, folder), *share_options(self.config, self.request, name)]
         command = ["srun", *words, *rank_command(self.config, self.folder)]
         env = {k: v for k, v in os.environ.items() if k not in attempt.PER_RANK} | self._gpus()
-        return SharedStep(subprocess.Popen(command, env={**env, **environment}, stdin=subprocess.DEVNULL), self, name)
+        return SharedStep(
+            subprocess.Popen(command, env={**env, **environment}, stdin=subprocess.DEVNULL), name, self.job_id
+        )
 
     def _gpus(self) -> dict[str, str]:
         """Where Slurm knows of no GPUs, nobody else deals them out."""
@@ -72,26 +75,22 @@ class SharedAllocation(SlurmAllocation):
 
 @dataclass
 class SharedStep(SlurmStep):
-    """The ranks of one of several runs: found by name, since nobody knows which number Slurm gave them."""
+    """The ranks of one of several runs: ``step`` is their name, since nobody knows which number Slurm gave them."""
 
-    allocation: SlurmAllocation
-    step: str
-
-    def __init__(self, process: subprocess.Popen[bytes], allocation: SlurmAllocation, name: str) -> None:
-        super().__init__(process, name)
-        self.allocation = allocation
+    job_id: str
 
     def end(self, *, now: bool) -> None:
         if not now:
             super().end(now=False)
             return
-        kill_step(self.allocation.job_id, self.step)
+        kill_step(self.job_id, self.step)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=5)
         self.process.kill()
 
 
 def kill_step(job_id: str, name: str) -> None:
+    """End the ranks of the run of that name at once."""
     with contextlib.suppress(SlurmError):
         for step in slurm.steps(job_id).get(name, []):
             slurm.call(["scancel", "--signal=KILL", step])

@@ -84,7 +84,7 @@ class Loop:
         """
         self._beat()
         self._forget_unsubmitted()
-        self._take_up(again)
+        self.take_up(again)
         refused = 0
         while not self.sweep.cancelled:
             if not self._wait():
@@ -114,10 +114,11 @@ class Loop:
             if trial.number not in self.sweep.trials:
                 self.study.tell(trial.number, state=TrialState.FAIL)
 
-    def _take_up(self, again: Sequence[str]) -> None:
+    def take_up(self, again: Sequence[str]) -> None:
+        """Bring an interrupted submission to its end, and submit again the trials that are in one of these states."""
         lost = [row.number for row in self._standings() if row.state in again]
         if lost or self.sweep.submitter:
-            arrays.resume(self.sweep, lost)
+            arrays.resume(self.sweep, lost, alone=True)
             self.sweep = Sweep(self.sweep.folder)
 
     def _standings(self) -> list[Standing]:

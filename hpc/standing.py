@@ -119,7 +119,7 @@ def interrupted(sweep: Sweep) -> str | None:
     if who.lives():
         return f"it is just being submitted, by process {who.pid} on {who.host}"
     return (
-        f"its submission was interrupted, and no run of it begins. To submit the rest and let all begin: "
+        f"its submission was interrupted, and what is in the queue is held. To submit the rest and let all begin: "
         f"hpc sweep resume {sweep.id}; to give it up: hpc sweep cancel {sweep.id}"
     )
 

@@ -77,6 +77,7 @@ def _show(found: list[Plan]) -> int:
 
 def _search(space: Space, words: list[str], flags: set[str]) -> int:
     from hpc import search
+    from hpc.cli import search as searching
     from hpc.cli import sweep as sweeping
 
     if any(word.startswith("--config") for word in words):
@@ -88,7 +89,7 @@ def _search(space: Space, words: list[str], flags: set[str]) -> int:
         return _show(search.scripts(space))
     sweep = search.begin(space, words)
     sweeping.tell(sweep, as_json="--json" in flags)
-    return sweeping.search_on(sweep, quiet="--json" in flags, wait=bool({"--wait", "--watch"} & flags))
+    return searching.go_on(sweep, quiet="--json" in flags, wait=bool({"--wait", "--watch"} & flags))
 
 
 def _tell_missing(found: list[Plan]) -> None:

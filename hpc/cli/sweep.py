@@ -85,52 +85,6 @@ def wait(found: Sweep, *, quiet: bool) -> int:
     return 0 if all(each.state == "finished" for each in wait(found, say)) else 1
 
 
-def search_on(found: Sweep, *, quiet: bool, wait: bool, again: tuple[str, ...] = ()) -> int:
-    """Run the rounds of a search to their end, here or in a job of their own.
-
-    Args:
-        wait: also for that job.
-        again: further states of trials whose runs are submitted again.
-    """
-    from hpc import rounds, search, study
-
-    def say(text: str) -> None:
-        if not quiet:
-            print(f"{found.name}/{found.id}: {text}", file=sys.stderr, flush=True)
-
-    if search.Space.of(found).as_job:
-        run = rounds.start_job(found)
-        say(f"its rounds are submitted by run {run.name}/{run.id}, job {run.job_id}")
-        from hpc.waiting import wait as wait_for
-
-        return wait_for(run, quiet=quiet) if wait else 0
-    try:
-        how = rounds.Loop(found, say).main((*rounds.LOST, *again))
-    except KeyboardInterrupt:
-        say(
-            f"the trials that run go on. To go on with the search: hpc sweep resume {found.id}; to end it: "
-            f"hpc sweep cancel {found.id}"
-        )
-        return 130
-    say(f"{how}; {_best(found)}")
-    return 0 if how == "finished" and study.best(found.folder) else 1
-
-
-def _best(found: Sweep) -> str:
-    from hpc import search, study
-    from hpc.combinations import spelled
-
-    names, best = search.Space.of(found).metrics, study.best(found.folder)
-    if not best:
-        return "no trial has a result yet"
-    lines = []
-    for each in best:
-        values = ", ".join(f"{name}={value:.6g}" for name, value in zip(names, each["values"], strict=True))
-        changes = " ".join(f"{key}={spelled(value)}" for key, value in each["params"].items())
-        lines.append(f"best is trial {each['trial']}: {changes}: {values}")
-    return "; ".join(lines)
-
-
 def _status(found: Sweep, args: argparse.Namespace) -> int:
     from hpc.standing import interrupted, standings, tally
 
@@ -144,7 +98,9 @@ def _status(found: Sweep, args: argparse.Namespace) -> int:
     if why := interrupted(found):
         print(f"  {why}")
     if found.search:
-        _print_search(found)
+        from hpc.cli import search
+
+        search.status(found)
     troubled = [row for row in rows if row.state in ("failed", "gone", "never began")]
     for row in troubled[:FAILED_SHOWN]:
         print(f"  {row.run} {row.state}: {row.reason}\n    {_changed(row.changes)}")
@@ -153,18 +109,6 @@ def _status(found: Sweep, args: argparse.Namespace) -> int:
     if troubled and not interrupted(found):
         print(f"To try these again: hpc sweep resume {found.id}")
     return code
-
-
-def _print_search(found: Sweep) -> None:
-    from hpc import rounds, search
-
-    wanted = search.Space.of(found).trials
-    who = rounds.runner(found)
-    print(f"  a search of {wanted} trials; {_best(found)}")
-    if who:
-        print(f"  its rounds are submitted by {who}")
-    elif not found.cancelled and len(found.members) < wanted:
-        print(f"  nobody submits its next round. To go on: hpc sweep resume {found.id}")
 
 
 def _changed(changes: dict[str, Any]) -> str:
@@ -176,7 +120,9 @@ def _table(found: Sweep, args: argparse.Namespace) -> int:
 
     rows = standings(found)
     if found.search:
-        _as_searched(found, args)
+        from hpc.cli import search
+
+        search.as_searched(found, args)
     metric, values = _values(rows, args.metric, best=args.best, largest=args.max)
 
     def place(row: Standing) -> tuple[bool, float]:
@@ -190,17 +136,6 @@ def _table(found: Sweep, args: argparse.Namespace) -> int:
         return 0
     _print_table(found, rows, metric, values)
     return 0
-
-
-def _as_searched(found: Sweep, args: argparse.Namespace) -> None:
-    """A search is by what it searched for, unless something else is asked."""
-    from hpc import search
-
-    space = search.Space.of(found)
-    if args.metric is None or args.metric in space.metrics:
-        args.metric = args.metric or space.metrics[0]
-        args.max = args.max or space.directions[space.metrics.index(args.metric)] == "maximize"
-        args.best = args.best or space.value == "best"
 
 
 def _values(
@@ -267,7 +202,9 @@ def _resume(found: Sweep, args: argparse.Namespace) -> int:
     from hpc import arrays
 
     if found.search:
-        return _search_again(found, args)
+        from hpc.cli import search
+
+        return search.again(found, args)
     if args.trials is not None:
         raise Refused(f"--trials {args.trials}: {found.id} is no search; it has {len(found.members)} runs")
     numbers = arrays.resume(found)
@@ -278,18 +215,6 @@ def _resume(found: Sweep, args: argparse.Namespace) -> int:
     else:
         print(f"{found.name}/{found.id}: nothing to submit: every run has finished or is under way")
     return 0
-
-
-def _search_again(found: Sweep, args: argparse.Namespace) -> int:
-    from hpc import rounds
-
-    rounds.refuse_running(found)
-    if args.trials is not None:
-        if args.trials < len(found.members):
-            raise Refused(f"--trials {args.trials}: there are {len(found.members)} already")
-        found = found.write(search={**(found.search or {}), "trials": args.trials})
-    found.cancel_file.unlink(missing_ok=True)
-    return search_on(found, quiet=args.json, wait=args.wait, again=("cancelled", "failed"))
 
 
 def _cancel(found: Sweep, args: argparse.Namespace) -> int:

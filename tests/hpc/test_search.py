@@ -96,7 +96,8 @@ def test_a_cancelled_search_ends(here: Path) -> None:
     hpc("sweep", "cancel", sweep.id)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1 and "cancelled" in said
-    assert "cancelled" in hpc("sweep", "status", sweep.id)
+    until(lambda: "4 cancelled" in hpc("sweep", "status", sweep.id))
+    assert {trial.state.name for trial in trials(sweep)} == {"RUNNING"}  # a search that is taken up tries them again
 
 
 def space(**changes: Any) -> Space:
