@@ -133,7 +133,7 @@ _HURRY = """
         watchdog.FIRST_STEP = watchdog.SLOW = 15.0
     after("trainer.watchdog", hurry)
 """
-HURRIED = ["train.watch.hang_seconds=6", "train.watch.hang_factor=3"]
+HURRIED = ["train.watch.hang_seconds=6", "train.watch.hang_factor=3", "job.silence=60"]
 
 
 def _in_rank(fault: str, place: str) -> Case:

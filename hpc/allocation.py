@@ -151,12 +151,7 @@ class SlurmAllocation:
             *rank_command(self.config, self.folder),
         ]
         env = {k: v for k, v in os.environ.items() if k not in attempt.PER_RANK}
-        # srun's own words go to a file, where also a later supervisor finds them; it must not outlive this one.
-        with (folder / SRUN_LOG).open("ab") as log:
-            process = subprocess.Popen(
-                command, env={**env, **environment}, stdin=subprocess.DEVNULL, stderr=log, preexec_fn=_end_with_parent
-            )
-        return SlurmStep(process, self.job_id, folder / SRUN_LOG)
+        return start_step(command, {**env, **environment}, folder, self.job_id)
 
     def clear(self) -> None:
         if self.config.cluster.slurm_from_compute:
@@ -264,7 +259,7 @@ class SlurmAllocation:
                 f"from a login node type: {by_hand}"
             )
         try:
-            if self._requeued(hold, [*self._excluded(), *exclude] if exclude else []):
+            if self.queued_again(hold, [*self._excluded(), *exclude] if exclude else []):
                 return "ended"
             why = "Slurm did not take the requeue"
         except slurm.Forbidden as error:
@@ -282,7 +277,7 @@ class SlurmAllocation:
         """What was asked for in the request, which an update would replace."""
         return [self.config.job.exclude] if self.config.job.exclude else []
 
-    def _requeued(self, hold: int, exclude: Sequence[str]) -> bool:
+    def queued_again(self, hold: int, exclude: Sequence[str] = ()) -> bool:
         """Requeue, however long the controller is away. A start can only be set for a job that waits: Slurm's taking
         that is the proof that the requeue came through, whatever its own answer was."""
         began = time.monotonic()
@@ -315,6 +310,21 @@ def _end_of(job_id: str, config: Config, request: Request) -> float:
     return time.time() + request.time
 
 
+def start_step(
+    command: list[str], environment: Mapping[str, str], folder: Path, job_id: str, name: str | None = None
+) -> SlurmStep:
+    """Start an srun. Its own words go to a file, where also a later supervisor finds them; it must not outlive this."""
+    with (folder / SRUN_LOG).open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stderr=log,
+            preexec_fn=lambda: end_with_parent(signal.SIGTERM),  # srun then tells its ranks
+        )
+    return SlurmStep(process, job_id, folder / SRUN_LOG, name)
+
+
 @dataclass
 class SlurmStep:
     """The ranks behind one srun, which hands signals on to all of them."""
@@ -322,6 +332,7 @@ class SlurmStep:
     process: subprocess.Popen[bytes]
     job_id: str
     log: Path
+    name: str | None = None  # by which Slurm knows the ranks, where others share the job
 
     def poll(self) -> int | None:
         code = self.process.poll()
@@ -335,7 +346,7 @@ class SlurmStep:
             self.process.send_signal(signal.SIGTERM)
             return
         with contextlib.suppress(SlurmError):
-            slurm.end_steps(self.job_id, 5.0)
+            slurm.end_steps(self.job_id, 5.0, name=self.name)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=5)
         self.process.kill()
@@ -379,7 +390,7 @@ class LocalAllocation:
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=subprocess.STDOUT,
-                        preexec_fn=_die_with_parent,
+                        preexec_fn=lambda: end_with_parent(signal.SIGKILL),
                     )
                 )
         return LocalRanks(processes)
@@ -451,14 +462,9 @@ def _status(code: int) -> int:
     return 128 - code if code < 0 else code
 
 
-def _end_with_parent() -> None:
-    """As ``_die_with_parent``, but asked to: srun then tells its ranks."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def _die_with_parent() -> None:
-    """Between fork and exec: should the supervisor be killed, its ranks go with it (Linux)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+def end_with_parent(number: signal.Signals) -> None:
+    """For a child process: should its parent be killed, it is sent this signal (Linux)."""
+    ctypes.CDLL(None).prctl(1, number)
 
 
 def process_lives(pid: int, began: float) -> bool:

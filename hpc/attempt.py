@@ -175,13 +175,14 @@ def _give_up(marker: str, error: Exception) -> None:
         write_text(attempt.folder / marker, f"{error}\n")
 
 
-def start(run: str) -> None:
-    """What submitit's entry calls on every rank. The path of the run folder is all that travels in the pickle.
+def start(run: str | None = None) -> None:
+    """What submitit's entry calls on every rank. The path of the run folder is all that travels in the pickle, and that
+    of a run of a sweep comes from its supervisor.
 
     After a mistake in the request (status 2), and after a training that says it cannot go on, the supervisor ends
     the run instead of trying again; the message goes to the run folder for ``hpc status``.
     """
-    folder = Path(run)
+    folder = Path(run or os.environ[RUN])
     try:
         # Hydra's own get_class would import a tenth of a second more, on each of many ranks.
         module, _, name = load_config(folder).job._target_.rpartition(".")

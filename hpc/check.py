@@ -25,6 +25,7 @@ GPU_SHARE = 0.9
 def problems(config: Config, request: Request) -> list[Problem]:
     """Everything that is wrong with a request, as far as its values and the cluster's description show."""
     found = [*_name(config), *_words(config), *_shape(config, request), *_time(config, request), *_container(config)]
+    found += _shared(config, request)
     if isinstance(config.job, TrainJob):
         own = list(
             training.problems(trainer_config(config), max(1, request.world_size), max(1, request.ranks_per_node))
@@ -99,6 +100,14 @@ def _shape(config: Config, request: Request) -> Iterator[Problem]:
             f"a node of {where} has {node.cores} cores",
             f"job.ranks_per_node={node.cores}",
         )
+    cpus = config.job.cpus_per_rank
+    if cpus is not None and not 1 <= cpus * max(1, request.ranks_per_node) <= node.cores:
+        yield Problem(
+            "job.cpus_per_rank",
+            str(cpus),
+            f"{request.ranks_per_node} ranks share the {node.cores} cores of a node of {where}",
+            f"job.cpus_per_rank={max(1, node.cores // max(1, request.ranks_per_node))}",
+        )
     memory = config.job.memory_gb
     if memory is not None and not 1 <= memory <= node.memory_gb:
         yield Problem(
@@ -107,6 +116,32 @@ def _shape(config: Config, request: Request) -> Iterator[Problem]:
             f"a node of {where} has {node.memory_gb} GiB",
             f"job.memory_gb={min(max(memory, 1), node.memory_gb)}",
         )
+
+
+def _shared(config: Config, request: Request) -> Iterator[Problem]:
+    """Whether as many runs as are to share a node do fit it."""
+    node, job, runs = request.node, config.job, request.runs_per_node
+    where = f"a node of partition {request.partition} of {config.cluster.name} has"
+    if runs < 1:
+        yield Problem("job.runs_per_node", str(runs), "must be at least 1, or null for 1", "job.runs_per_node=1")
+    if runs <= 1:
+        return
+    if request.nodes > 1:
+        yield Problem("job.nodes", str(request.nodes), "runs that share a node have one node each", "job.nodes=1")
+    ranks, cpus = max(1, request.ranks_per_node), job.cpus_per_rank or 1
+    units = [(ranks, node.gpus, "GPUs, and each rank takes one")] if node.gpus else []
+    units.append((ranks * cpus, node.cores, "cores"))
+    if job.memory_gb:
+        units.append((job.memory_gb, node.memory_gb, "GiB"))
+    most = max(1, min(there // each for each, there, _ in units))
+    for each, there, what in units:
+        if runs * each > there:
+            allowed = f"{runs} runs of {each} are {runs * each}, and {where} {there} {what}"
+            yield Problem("job.runs_per_node", str(runs), allowed, f"job.runs_per_node={most}")
+            return
+    if job.throttle is not None and 1 <= job.throttle < runs:
+        allowed = f"the {runs} runs of a node begin together"
+        yield Problem("job.throttle", str(job.throttle), allowed, f"job.throttle={runs}")
 
 
 def _time(config: Config, request: Request) -> Iterator[Problem]:
@@ -188,7 +223,7 @@ def _memory(config: Config, request: Request) -> Iterator[Problem]:
 
     def fits(other: TrainerConfig) -> bool:
         memory, host = needs(other)
-        return memory.total <= room * GIB and host <= node.memory_gb
+        return memory.total <= room * GIB and host <= request.memory_gb
 
     if fits(whole):
         return
@@ -198,7 +233,9 @@ def _memory(config: Config, request: Request) -> Iterator[Problem]:
         short = f"a rank needs {memory.total / GIB:.1f} GiB ({_kinds(memory)}), and of a GPU's {node.gpu_memory_gb:g} "
         short += f"GiB {where} {room:.1f} can be used"
     else:
-        short = f"the {each} ranks of a node need {host:.1f} GiB of its memory, and a node {where} has {node.memory_gb}"
+        share = f" for each of {request.runs_per_node} runs" if request.runs_per_node > 1 else ""
+        short = f"the {each} ranks of a node need {host:.1f} GiB of its memory, and a node {where} has "
+        short += f"{request.memory_gb}{share}"
     fix = nearest(whole, world, each, fits)
     more = "more nodes, or a smaller model or data.seq_len: no layout of these ranks fits"
     yield Problem("parallel.micro_batch", str(config.parallel.micro_batch), short, " ".join(fix) if fix else more)

@@ -46,6 +46,31 @@ def compose(overrides: list[str]) -> Config:
         raise refused(error) from error
 
 
+def compose_many(combinations: list[list[str]]) -> Iterator[Config]:
+    """``compose`` of many combinations, each distinct choice of groups once.
+
+    Raises:
+        Refused: for a mistake in one of them.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from hpc import combinations as combining
+
+    register()
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            yield from combining.compose(
+                combinations,
+                lambda words: hydra_compose(CONFIG_NAME, opened(words)),
+                lambda key: bool(loader.get_group_options(key)),
+            )
+    except Exception as error:
+        raise refused(error) from error
+
+
 def cluster(overrides: list[str]) -> Cluster:
     """The cluster that overrides such as ``cluster=noctua2`` choose; a word without "=" is refused."""
     return compose(overrides).cluster

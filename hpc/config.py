@@ -166,7 +166,7 @@ class Job:
     reservation: str | None = None
     constraint: str | None = None
     exclude: str | None = None
-    memory_gb: int | None = None  # per node; null: all of it
+    memory_gb: int | None = None  # per node, of one run; null: all of it, or an equal share where runs share a node
     grace: int = 300  # seconds before the time limit at which ranks are asked to stop
     max_fruitless: int = 3  # attempts without a new step after which the chain stops
     # Seconds for which no rank prints or records anything after which the attempt counts as hanging; null: any time.
@@ -174,6 +174,9 @@ class Job:
     preflight: bool = True  # look at nodes and network before training on more than one node
     rank_memory_gb: float | None = None  # what one rank needs of host memory; null: estimated from the model
     throttle: int | None = None  # of a sweep's runs, how many at a time; null: as many as the cluster has room for
+    # Of a sweep's runs, how many share a node, where a site gives only whole ones; null: each has its own.
+    runs_per_node: int | None = None
+    cpus_per_rank: int | None = None  # null: the ranks of a node share its cores
 
 
 @dataclass
@@ -209,6 +212,16 @@ class HydraJob(Job):
 
 
 @dataclass
+class SearchJob(Job):
+    """The rounds of a search, as hydra/sweeper=hpc_optuna hydra.sweeper.as_job=true submits it."""
+
+    _target_: str = "jobs.search.Search"
+    sweep: str = MISSING  # folder of the sweep whose trials it submits
+    max_fruitless: int = 50  # a trial may take longer than this job's time limit
+    cpus_per_rank: int | None = 1
+
+
+@dataclass
 class Config:
     """One request: everything that `hpc submit` composes from conf/ and the overrides."""
 
@@ -223,7 +236,13 @@ class Config:
     job: Job = MISSING
 
 
-JOBS: dict[str, type[Job]] = {"train": TrainJob, "prepare": PrepareJob, "hello": HelloJob, "hydra": HydraJob}
+JOBS: dict[str, type[Job]] = {
+    "train": TrainJob,
+    "prepare": PrepareJob,
+    "hello": HelloJob,
+    "hydra": HydraJob,
+    "search": SearchJob,
+}
 
 
 def job_schema(target: str) -> type[Job]:

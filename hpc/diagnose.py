@@ -49,6 +49,7 @@ _PATTERNS: tuple[tuple[Cause, str], ...] = (
     ),
 )
 _ERROR = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt|Exit|Warning)\b.*|Error: .*)$")
+_PREFIX = re.compile(r"^\[(?:rank|default|worker)?\d+\]:? ?")  # torch and its launchers say so whose line it is
 _PATTERN = tuple((cause, re.compile(text)) for cause, text in _PATTERNS)
 # What a rank prints of nobody but itself.
 _OWN = {Cause.gpu_memory, Cause.host_memory, Cause.gpu_fault, Cause.storage}
@@ -147,7 +148,7 @@ def _of_rank(exit_: Exit, text: str, out_of_memory: str) -> tuple[Exit, Cause, s
 
 def _of_words(exit_: Exit, text: str) -> tuple[Exit, Cause, str] | None:
     """The last error that a rank printed, and what it is about."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for each in text.splitlines() if (line := _PREFIX.sub("", each).strip())]
     errors = [line for line in lines if _ERROR.match(line)]
     for line in [*reversed(errors[-3:]), *reversed(lines[-40:])]:
         for cause, pattern in _PATTERN:

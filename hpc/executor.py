@@ -139,7 +139,7 @@ class SlurmRunExecutor(submitit_slurm.SlurmExecutor):
         assert self.config is not None and self.request is not None, "made by hpc.submit"
         jobs: list[core.Job[Any]] = []
         for delayed in delayed_submissions:
-            _dump(delayed, self.run)
+            _dump(delayed, self.run.pickle)
             emulated = self.environment.get(attempt.EMULATED) == "1"
             text = script.render(self.config, self.request, self.run.folder, emulated=emulated)
             write_text(self.run.script, text)
@@ -162,7 +162,7 @@ class LocalRunExecutor(local.LocalExecutor):
     def _internal_process_submissions(self, delayed_submissions: list[utils.DelayedSubmission]) -> list[core.Job[Any]]:
         jobs: list[core.Job[Any]] = []
         for delayed in delayed_submissions:
-            _dump(delayed, self.run)
+            _dump(delayed, self.run.pickle)
             process = start_here(self.config.cluster, self.run.code, [str(self.run.folder)], self.run.log)
             tasks = tuple(range(self.request.world_size))
             jobs.append(LocalRunJob(self.run.folder, f"local-{process.pid}", tasks, process=process))
@@ -187,12 +187,12 @@ def start_here(cluster: Cluster, code: Path, words: list[str], log: Path) -> sub
         )
 
 
-def write_entry(run: Run, folder: Path) -> None:
-    """Write what submitit's entry on each rank reads for the run that is, or will be, in ``folder``."""
-    _dump(utils.DelayedSubmission(attempt.start, str(folder)), run)
+def write_entry(file: Path) -> None:
+    """Write what submitit's entry on each rank of any run reads: the supervisor says which run it is."""
+    _dump(utils.DelayedSubmission(attempt.start), file)
 
 
-def _dump(delayed: utils.DelayedSubmission, run: Run) -> None:
-    tmp = run.pickle.with_suffix(".tmp")
+def _dump(delayed: utils.DelayedSubmission, file: Path) -> None:
+    tmp = file.with_suffix(".tmp")
     delayed.dump(tmp)
-    tmp.replace(run.pickle)
+    tmp.replace(file)

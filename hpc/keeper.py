@@ -7,13 +7,13 @@ its batch process, and does not queue it again. The keeper does next to nothing,
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
 
+from hpc.allocation import end_with_parent
 from hpc.attempt import KEEPER, SUPERVISOR_DIED
 
 RESTARTS = 5
@@ -68,7 +68,7 @@ class Keeper:
         """The child: ends with the keeper, and does the work."""
         code = 1
         try:
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+            end_with_parent(signal.SIGKILL)
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # until the supervisor handles it
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)

@@ -17,7 +17,7 @@ from typing import Any
 from hpc import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("hpc", "conf", "jobs", "trainer", "monitoring")
+PACKAGES = ("hpc", "hydra_plugins", "conf", "jobs", "trainer", "monitoring")
 
 
 def snapshot(target: Path) -> None:

@@ -56,6 +56,8 @@ class Request:
     cpus_per_rank: int
     time: float  # seconds; inf where there is no limit
     grace: int  # seconds
+    memory_gb: int  # of a node, that the run may have
+    runs_per_node: int = 1  # of a sweep
 
     @property
     def world_size(self) -> int:
@@ -81,9 +83,12 @@ def resolve(config: Config) -> Request:
             f"cluster.partitions.{name}.node_type={limits.node_type}: allowed: {', '.join(cluster.node_types)}"
         )
     node = cluster.node_types[limits.node_type]
+    # Runs share nodes where Slurm gives them out. Without it they come one after the other.
+    runs = 1 if job.runs_per_node is None or cluster.launcher.name != "slurm" else job.runs_per_node
+    share = max(1, runs)
     ranks = job.ranks_per_node
     if ranks is None:
-        ranks = node.gpus or (1 if cluster.launcher.name == "slurm" else node.cores)
+        ranks = node.gpus // share or (1 if cluster.launcher.name == "slurm" else node.cores)
     try:
         seconds(limits.max_time)
     except ValueError:
@@ -103,10 +108,16 @@ def resolve(config: Config) -> Request:
         partition=name,
         limits=limits,
         node=node,
-        nodes=job.nodes if job.nodes is not None else min(node.count, limits.max_nodes or node.count),
+        nodes=job.nodes if job.nodes is not None else _nodes(node, limits, runs),
         ranks_per_node=ranks,
-        gpus_per_node=min(node.gpus, ranks) if not cluster.exclusive else node.gpus,
-        cpus_per_rank=max(1, node.cores // max(1, ranks)),
+        gpus_per_node=min(node.gpus, ranks) if not cluster.exclusive else node.gpus // share,
+        cpus_per_rank=job.cpus_per_rank or max(1, node.cores // share // max(1, ranks)),
         time=time,
         grace=job.grace,
+        memory_gb=job.memory_gb or node.memory_gb // share,
+        runs_per_node=runs,
     )
+
+
+def _nodes(node: NodeType, limits: Partition, runs: int) -> int:
+    return 1 if runs > 1 else min(node.count, limits.max_nodes or node.count)

@@ -35,9 +35,13 @@ def words(run: Run, new: list[str]) -> list[str]:
 
 def keep_places(config: Config, run: Run, new: list[str]) -> None:
     """The run stays where it is, and reads the data it read, whatever folder or environment this is typed in."""
-    before = run.config()
     config.name = run.name
     config.cluster.runs = str(run.folder.parent.parent)
+    keep_data(config, run.config(), new)
+
+
+def keep_data(config: Config, before: Config, new: list[str]) -> None:
+    """What ``before`` read is read, unless ``new`` overrides say otherwise."""
     keys = {_key(word) for word in new}
     if not keys & {"data", "data.path", "cluster.data"}:
         config.cluster.data, config.data.path = before.cluster.data, before.data.path

@@ -5,6 +5,8 @@ Names that the monitor reads too are spelled in ``monitoring/layout.py``.
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 import re
@@ -210,11 +212,19 @@ def load_config(folder: Path) -> Config:
     Raises:
         Refused: if ``folder`` is no run folder, or was written by another version.
     """
+    file = Run(folder).config_file
+    try:
+        status = file.stat()
+    except OSError:
+        raise Refused(f"{folder} is no run folder: it has no config.yaml. Runs are listed by: hpc status") from None
+    # A rank asks in several places, and each reading takes as long as starting Python.
+    return copy.deepcopy(_load_config(file, status.st_mtime_ns, status.st_ino))
+
+
+@functools.lru_cache(maxsize=4)
+def _load_config(file: Path, *version: int) -> Config:
     from omegaconf import OmegaConf
 
-    file = Run(folder).config_file
-    if not file.is_file():
-        raise Refused(f"{folder} is no run folder: it has no config.yaml. Runs are listed by: hpc status")
     try:
         given = OmegaConf.load(file)
     except ValueError as error:

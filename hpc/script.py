@@ -15,9 +15,16 @@ from hpc.runs import Run
 from monitoring import layout
 
 
-def directives(config: Config, request: Request, folder: Path) -> dict[str, str | None]:
-    """The #SBATCH options; None for one without a value."""
+def directives(config: Config, request: Request, folder: Path, runs: int = 1) -> dict[str, str | None]:
+    """The #SBATCH options; None for one without a value.
+
+    Args:
+        runs: how many such runs share the job.
+    """
     cluster, job = config.cluster, config.job
+    # Without --mem a site's default may give one job the whole node, or far too little.
+    whole = not job.memory_gb and runs == request.runs_per_node
+    gpus = request.gpus_per_node * runs
     options: dict[str, str | None] = {
         "job-name": config.name,
         "chdir": str(folder),
@@ -27,19 +34,13 @@ def directives(config: Config, request: Request, folder: Path) -> dict[str, str 
         "signal": f"B:USR2@{request.grace}",
         "partition": request.partition,
         "nodes": str(request.nodes),
-        "ntasks-per-node": str(request.ranks_per_node),
+        "ntasks-per-node": str(request.ranks_per_node * runs),
         "cpus-per-task": str(request.cpus_per_rank),
-        # Without --mem a site's default may give one job the whole node, or far too little.
-        "mem": f"{job.memory_gb}G" if job.memory_gb else "0",
+        "mem": "0" if whole else f"{request.memory_gb * runs}G",
     }
     if not math.isinf(request.time):
         options["time"] = clock(request.time)
-    if request.gpus_per_node and cluster.gpu_request is not GpuRequest.none:
-        kind = f"{request.node.gpu_type}:" if request.node.gpu_type else ""
-        if cluster.gpu_request is GpuRequest.gres:
-            options["gres"] = f"gpu:{kind}{request.gpus_per_node}"
-        else:
-            options["gpus-per-node"] = f"{kind}{request.gpus_per_node}"
+    options |= _gpus(config, request, gpus)
     if cluster.exclusive:
         options["exclusive"] = None
     for name in ("account", "qos", "reservation"):
@@ -52,6 +53,16 @@ def directives(config: Config, request: Request, folder: Path) -> dict[str, str 
     return options
 
 
+def _gpus(config: Config, request: Request, count: int) -> dict[str, str]:
+    """How so many GPUs of a node are asked for."""
+    if not count or config.cluster.gpu_request is GpuRequest.none:
+        return {}
+    kind = f"{request.node.gpu_type}:" if request.node.gpu_type else ""
+    if config.cluster.gpu_request is GpuRequest.gres:
+        return {"gres": f"gpu:{kind}{count}"}
+    return {"gpus-per-node": f"{kind}{count}"}
+
+
 def render(config: Config, request: Request, folder: Path, *, emulated: bool = False) -> str:
     """The whole script: directives sorted, environment, and the supervisor in place of the shell."""
     options = directives(config, request, folder)
@@ -62,8 +73,9 @@ def render_array(
     config: Config, request: Request, folder: Path, number: int, tasks: int, *, emulated: bool = False
 ) -> str:
     """The script of a sweep's array ``number``, in the sweep's folder: as ``render``, for as many tasks."""
-    throttle = config.job.throttle
-    options = directives(config, request, folder) | {
+    runs = request.runs_per_node
+    throttle = config.job.throttle and max(1, config.job.throttle // runs)
+    options = directives(config, request, folder, runs) | {
         "array": f"0-{tasks - 1}" + (f"%{throttle}" if throttle else ""),
         "output": "logs/%A_%a.log",
     }
@@ -161,6 +173,17 @@ def step_options(config: Config, request: Request, attempt_folder: Path) -> list
         if container.mounts:
             options.append(f"--container-mounts={','.join(container.mounts)}")
     return options
+
+
+def share_options(config: Config, request: Request, name: str) -> list[str]:
+    """What ``srun`` is told beside ``step_options`` where several runs share the job's node: the part of this one.
+
+    Without --exact and --mem a step takes all cores and all memory, and the others wait for it. It can be told from
+    them by its name.
+    """
+    gpus = _gpus(config, request, request.gpus_per_node)
+    words = [f"--{option}={value}" for option, value in gpus.items()]
+    return ["--exact", f"--mem={request.memory_gb}G", *words, f"--job-name={name}"]
 
 
 def _pattern(path: Path) -> str:

@@ -254,16 +254,19 @@ def start_at(job_id: str, in_seconds: int, exclude: Iterable[str] = ()) -> None:
     call(["scontrol", "update", f"JobId={job_id}", f"StartTime=now+{in_seconds}", *change], timeout=URGENT)
 
 
-def steps(job_id: str) -> list[str]:
-    """The steps of a job that run now, as scancel takes them, without the batch script's."""
-    text = call(["squeue", "--noheader", "--steps", "--jobs", job_id, "-o", "%i"])
-    return [step for step in text.split() if step.rpartition(".")[2].isdecimal()]
+def steps(job_id: str, name: str | None = None) -> list[str]:
+    """The steps of a job that run now, as scancel takes them, without the batch script's; those of a name only."""
+    text = call(["squeue", "--noheader", "--steps", "--jobs", job_id, "-o", "%i|%j"], timeout=URGENT)
+    rows = [line.strip().partition("|") for line in text.splitlines()]
+    found = [step for step, _, called in rows if name is None or called == name]
+    return [step for step in found if step.rpartition(".")[2].isdecimal()]
 
 
-def end_steps(job_id: str, patience: float, grace: float = 0.0) -> None:
+def end_steps(job_id: str, patience: float, grace: float = 0.0, name: str | None = None) -> None:
     """End every step of a job, and wait until they are gone.
 
     Args:
+        name: only those called so.
         grace: seconds that they are given to end by themselves.
 
     Raises:
@@ -271,7 +274,7 @@ def end_steps(job_id: str, patience: float, grace: float = 0.0) -> None:
     """
     kill = time.monotonic() + grace
     end = kill + patience
-    while left := steps(job_id):
+    while left := steps(job_id, name):
         if time.monotonic() > end:
             raise SlurmError(f"steps of the attempt before do not end: {', '.join(left)}")
         if time.monotonic() >= kill:
@@ -308,6 +311,11 @@ def cancel_waiting(job_id: str, environment: Mapping[str, str] | None = None) ->
     except SlurmError as error:
         if "Invalid job id" not in error.stderr:  # what scancel says of an array that has ended meanwhile
             raise
+
+
+def release(job_ids: Iterable[str], environment: Mapping[str, str] | None = None) -> None:
+    """Let jobs that were submitted with --hold begin."""
+    call(["scontrol", "release", ",".join(job_ids)], environment=environment)
 
 
 def cluster_name(environment: Mapping[str, str] | None = None) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from hpc import slurm
 from hpc.config import Launcher
+from hpc.errors import Failed
 from hpc.listing import Row, read
 from hpc.queue import controller
 from hpc.sweep import Array, Sweep
@@ -62,7 +63,9 @@ def _state(sweep: Sweep, row: Row | None, job: tuple[str, str] | None) -> tuple[
     if job is not None:
         return job
     if row is None:
-        return ("cancelled", "before it began") if sweep.cancelled else ("never began", "its job is gone")
+        if sweep.cancelled:
+            return "cancelled", "before it began"
+        return "never began", "it was not submitted" if sweep.submitter else "its job is gone"
     if row.state == "queued":  # and no job is there to take it up
         return "gone", "its job is gone"
     return row.state, row.reason
@@ -80,8 +83,8 @@ def _jobs(sweep: Sweep) -> dict[int, tuple[str, str]]:
     rows = slurm.queue([str(array.job_id) for array in arrays], environment)
     found: dict[int, tuple[str, str]] = {}
     for array in arrays:
-        for task, number in enumerate(array.runs):
-            row = rows.get(f"{array.job_id}_{task}")
+        for number, job_id in array.jobs().items():
+            row = rows.get(job_id)
             if row is not None and row.state not in slurm.GONE and _of(sweep, row):
                 found[number] = row.state.lower(), "" if row.reason == "None" else row.reason
     return found
@@ -98,6 +101,27 @@ def submitted(sweep: Sweep, environment: Mapping[str, str]) -> list[Array]:
     lost = sorted(mine - {str(array.job_id) for array in known}, key=int)
     # They are submitted in their order, and each id is written down before the next one.
     return known + [replace(unknown[0], job_id=job_id) for job_id in lost[:1]]
+
+
+def held(sweep: Sweep, environment: Mapping[str, str]) -> list[str]:
+    """The arrays that wait for their release, by job id."""
+    arrays = [str(array.job_id) for array in sweep.arrays if array.job_id]
+    rows = slurm.queue(arrays, environment).values() if arrays else ()
+    waiting = {row.job_id.partition("_")[0] for row in rows if row.reason == "JobHeldUser" and _of(sweep, row)}
+    return [job_id for job_id in arrays if job_id in waiting]
+
+
+def interrupted(sweep: Sweep) -> str | None:
+    """That not all runs of a sweep were submitted, and what to type; None if they were."""
+    who = sweep.submitter
+    if who is None or sweep.cancelled:
+        return None
+    if who.lives():
+        return f"it is just being submitted, by process {who.pid} on {who.host}"
+    return (
+        f"its submission was interrupted, and what is in the queue is held. To submit the rest and let all begin: "
+        f"hpc sweep resume {sweep.id}; to give it up: hpc sweep cancel {sweep.id}"
+    )
 
 
 def drop_waiting(sweep: Sweep) -> None:
@@ -131,9 +155,11 @@ def wait(sweep: Sweep, say: Callable[[str], None]) -> list[Standing]:
     said = ""
     while True:
         began = time.monotonic()
+        sweep = Sweep(sweep.folder)  # anew each time: another command may have added an array
+        if (why := interrupted(sweep)) and not (sweep.submitter and sweep.submitter.lives()):
+            raise Failed(f"{sweep.name}/{sweep.id}: {why}")
         try:
-            # Anew each time: another command may have added an array.
-            now = standings(Sweep(sweep.folder))
+            now = standings(sweep)
         except slurm.SlurmError as error:  # no answer says nothing of the runs
             now, text = [], str(error)
         else:

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from hpc import aftermath, attempt, exits, keeper, ledger, shrink
@@ -26,7 +27,7 @@ from hpc.errors import Failed, Refused
 from hpc.exits import SRUN_LOG
 from hpc.ledger import Record
 from hpc.pairs import blame, turns
-from hpc.request import resolve
+from hpc.request import Request, resolve
 from hpc.requeue import Action, Cause, Decision, decide
 from hpc.runs import READY, Run, disk_failure, pair_passed
 from hpc.sweep import Sweep
@@ -369,7 +370,7 @@ def say(text: str) -> None:
 
 def main(argv: list[str]) -> int:
     """``python -m hpc.supervise RUN_FOLDER`` or ``--sweep FOLDER ARRAY``, inside a job."""
-    return _task(Path(argv[1]), int(argv[2])) if argv[0] == "--sweep" else _supervise(Run(Path(argv[0])))
+    return _task(Path(argv[1]), int(argv[2])) if argv[0] == "--sweep" else supervise(Run(Path(argv[0])))
 
 
 def _task(folder: Path, number: int) -> int:
@@ -382,8 +383,13 @@ def _task(folder: Path, number: int) -> int:
         if "SLURM_ARRAY_TASK_ID" not in os.environ:
             return _in_turn(found, number)
         array_id, task = os.environ["SLURM_ARRAY_JOB_ID"], int(os.environ["SLURM_ARRAY_TASK_ID"])
-        run = found.begin(found.arrays[number].runs[task], f"{array_id}_{task}")
-        _log_to(run, found.logs / f"{array_id}_{task}.log")
+        if found.arrays[number].per_task > 1:
+            from hpc.pack import Pack
+
+            return Pack(found, number, array_id, task).main()
+        run, config = found.begin(found.arrays[number].runs[task], f"{array_id}_{task}")
+        log_to(run)
+        _drop_empty(found.logs / f"{array_id}_{task}.log")
     except (Refused, Failed) as error:
         say(str(error))
         return error.status
@@ -391,7 +397,7 @@ def _task(folder: Path, number: int) -> int:
         failure = disk_failure(error, "write the run's folder")
         say(str(failure))
         return failure.status
-    return _supervise(run)
+    return supervise(run, config)
 
 
 def _in_turn(sweep: Sweep, number: int) -> int:
@@ -400,7 +406,7 @@ def _in_turn(sweep: Sweep, number: int) -> int:
     for run_number in sweep.arrays[number].runs:
         if sweep.cancelled:
             break
-        run = sweep.begin(run_number, None)
+        run, _ = sweep.begin(run_number, None)
         with run.log.open("ab") as log:
             command = [sys.executable, "-P", "-u", "-m", "hpc.supervise", str(run.folder)]
             done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False)
@@ -408,22 +414,33 @@ def _in_turn(sweep: Sweep, number: int) -> int:
     return worst
 
 
-def _log_to(run: Run, before: Path) -> None:
-    """From here on this process works, and prints, in the run's folder; a log from before, if empty, goes."""
+def log_to(run: Run) -> None:
+    """From here on this process works, and prints, in the run's folder."""
     os.chdir(run.folder)
     with run.log.open("ab") as log:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(log.fileno(), stream.fileno())
+
+
+def _drop_empty(before: Path) -> None:
     with contextlib.suppress(OSError):
         if before.stat().st_size == 0:
             before.unlink()
 
 
-def _supervise(run: Run) -> int:
+def supervise(
+    run: Run, config: Config | None = None, place: Callable[[Run, Config, Request], Allocation] = allocations.of
+) -> int:
+    """Supervise a run to its end, or until its job was queued again. Returns the exit status.
+
+    Args:
+        config: the run's, where it has been read already.
+        place: what finds the allocation that this process is in.
+    """
     try:
-        config = run.config()
-        allocation = allocations.of(run, config, resolve(config))
+        config = config or run.config()
+        allocation = place(run, config, resolve(config))
         return Supervisor(run, config, allocation).main()
     except (Refused, Failed) as error:
         say(str(error))

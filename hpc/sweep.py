@@ -4,7 +4,7 @@
 runs/<name>/<sweep>/
   sweep.json        what was typed, each run's changes, the arrays that were submitted
   base.yaml         the resolved configuration that the changes are made in
-  code/             the code of all runs
+  code/  entry.pkl  the code of all runs
   submit-<a>.sh     the script of array a
   logs/             what a task of an array printed before it had a run folder
   CANCEL            no run that has not begun shall begin
@@ -17,6 +17,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import socket
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import Enum
@@ -43,11 +45,46 @@ class Member:
 
 @dataclass(frozen=True)
 class Array:
-    """Some of the runs as a Slurm array, whose task t is ``runs[t]``; without Slurm a process takes them in turn."""
+    """Some of the runs as a Slurm array, each task of which is so many of them; without Slurm a process takes them in
+    turn."""
 
     runs: list[int]
     script: str
     job_id: str | None = None
+    per_task: int = 1
+
+    @property
+    def tasks(self) -> int:
+        return -(-len(self.runs) // self.per_task)
+
+    def of_task(self, task: int) -> list[int]:
+        """The runs that a task has."""
+        return self.runs[task * self.per_task : (task + 1) * self.per_task]
+
+    def jobs(self) -> dict[int, str]:
+        """The job of each run, by number of the run, as Slurm's programs take it."""
+        return {number: f"{self.job_id}_{place // self.per_task}" for place, number in enumerate(self.runs)}
+
+
+@dataclass(frozen=True)
+class Submitter:
+    """A process that hands the arrays of a sweep to the cluster. It is written down for as long as that takes."""
+
+    host: str
+    pid: int
+    began: float  # unix time
+
+    @classmethod
+    def me(cls) -> Submitter:
+        return cls(socket.gethostname(), os.getpid(), time.time())
+
+    def lives(self) -> bool:
+        """Whether it goes on; on another machine it is given ten minutes."""
+        from hpc.allocation import process_lives
+
+        if self.host != socket.gethostname():
+            return time.time() < self.began + 600
+        return self.pid != os.getpid() and process_lives(self.pid, self.began)
 
 
 @dataclass(frozen=True)
@@ -75,6 +112,11 @@ class Sweep:
     @property
     def code(self) -> Path:
         return self.folder / "code"
+
+    @property
+    def pickle(self) -> Path:
+        """What submitit's entry on the ranks of every run reads."""
+        return self.folder / "entry.pkl"
 
     @property
     def logs(self) -> Path:
@@ -118,6 +160,22 @@ class Sweep:
         """The machine that it was submitted from; without Slurm, it is there."""
         return self._written["host"]
 
+    @property
+    def submitter(self) -> Submitter | None:
+        """Who is handing runs to the cluster, or was when it died."""
+        found = self._written.get("submitter")
+        return Submitter(**found) if found else None
+
+    @property
+    def search(self) -> dict[str, Any] | None:
+        """What ``hpc.search.Space`` is of, where the values are proposed by Optuna."""
+        return self._written.get("search")
+
+    @property
+    def trials(self) -> list[int]:
+        """Optuna's trial of each run of a search."""
+        return self._written["trials"]
+
     @cached_property
     def members(self) -> list[Member]:
         return [Member(**each) for each in self._written["members"]]
@@ -127,18 +185,26 @@ class Sweep:
         return [Array(**each) for each in self._written["arrays"]]
 
     def write(self, **changed: Any) -> Sweep:
-        """The sweep with other contents of its file; ``Member`` and ``Array`` go in as they are."""
+        """The sweep with other contents of its file; ``Member``, ``Array`` and ``Submitter`` go in as they are."""
         plain = {
             key: [asdict(each) for each in value] if key in ("members", "arrays") else value
             for key, value in changed.items()
         }
+        if isinstance(who := changed.get("submitter"), Submitter):
+            plain["submitter"] = asdict(who)
         write_json(self.folder / FILE, {**(read_json(self.folder / FILE) or {"format": FORMAT}), **plain})
         return Sweep(self.folder)
 
     def run(self, number: int) -> Run:
         """The run of that number, whether it has begun or not."""
-        width = len(str(len(self.members) - 1))
+        width = self._written.get("width") or len(str(len(self.members) - 1))
         return Run(self.folder.parent.parent / self.members[number].name / f"{self.id}.{number:0{width}}")
+
+    def base(self) -> Config:
+        """The configuration that the runs change."""
+        from omegaconf import OmegaConf
+
+        return typed_config(OmegaConf.load(self.base_file), self.base_file)
 
     def config(self, number: int) -> Config:
         """The configuration of a run."""
@@ -152,7 +218,7 @@ class Sweep:
             OmegaConf.update(tree, path, value, merge=False, force_add=True)
         return tree
 
-    def begin(self, number: int, job_id: str | None) -> Run:
+    def begin(self, number: int, job_id: str | None) -> tuple[Run, Config]:
         """Write a run's folder, whole or not at all, where it is not there yet.
 
         Raises:
@@ -160,30 +226,32 @@ class Sweep:
         """
         run = self.run(number)
         if run.config_file.exists():
-            return run
+            return run, run.config()
         parent = run.folder.parent
         tmp = parent / f".{run.id}.{secrets.token_hex(4)}.tmp"
         try:
             tmp.mkdir(parents=True)
-            self._fill(Run(tmp), run.folder, number, job_id)
+            config = self._fill(Run(tmp), run.folder, number, job_id)
             tmp.rename(run.folder)
             sync_folder(parent)
         except OSError:
             shutil.rmtree(tmp, ignore_errors=True)
-            if not run.config_file.exists():  # another node's task of the same number was faster
+            if not run.config_file.exists():
                 raise
+            return run, run.config()  # another node's task of the same number was faster
         except BaseException:
             shutil.rmtree(tmp, ignore_errors=True)
             raise
-        return run
+        return run, config
 
-    def _fill(self, tmp: Run, folder: Path, number: int, job_id: str | None) -> None:
+    def _fill(self, tmp: Run, folder: Path, number: int, job_id: str | None) -> Config:
         from omegaconf import OmegaConf
 
-        from hpc import executor, script
+        from hpc import script
         from hpc.request import resolve
 
-        member, config = self.members[number], self.config(number)
+        member, tree = self.members[number], self._tree(number)
+        config = typed_config(tree, self.base_file)
         write_text(tmp.overrides_file, OmegaConf.to_yaml(OmegaConf.create(member.overrides)))
         manifest = read_json(self.manifest_file) or {}
         place = {"sweep": str(self.folder), "number": number} | ({"job_id": job_id} if job_id else {})
@@ -192,9 +260,10 @@ class Sweep:
         tmp.attempts.mkdir()
         tmp.checkpoints.mkdir()
         write_text(tmp.script, script.render(config, resolve(config), folder, emulated=self.emulated))
-        executor.write_entry(tmp, folder)
+        shutil.copyfile(self.pickle, tmp.pickle)
         tmp.set_state("queued", cluster=self.cluster, emulated=self.emulated, reason="")
-        write_text(tmp.config_file, OmegaConf.to_yaml(OmegaConf.structured(config)))
+        write_text(tmp.config_file, OmegaConf.to_yaml(tree))
+        return config
 
 
 def changes(base: Any, other: Any, prefix: str = "") -> dict[str, Any]:

@@ -204,6 +204,24 @@ def events(attempt: Path, names: Collection[str]) -> Iterator[dict[str, Any]]:
         return
 
 
+def values(run: Path, metric: str) -> Iterator[float]:
+    """Every value of a metric that rank 0 of a run recorded with a step, attempt by attempt."""
+    key = orjson.dumps(metric) + b":"
+    for number in layout.attempt_numbers(run):
+        try:
+            lines = layout.rank_records(layout.attempt_folder(run, number), 0).read_bytes().split(b"\n")
+        except OSError:  # that attempt recorded nothing
+            continue
+        for line in lines:
+            if key not in line:
+                continue
+            with contextlib.suppress(ValueError):  # torn or damaged
+                record = orjson.loads(line[line.rfind(b"\0") + 1 :])
+                found = record.get(metric) if isinstance(record, dict) and record.get("kind") == "step" else None
+                if (value := number_of(found)) is not None:
+                    yield value
+
+
 def last_value(run: Path, metric: str) -> float | None:
     """The newest value of a metric that rank 0 of a run recorded with a step; None if there is none."""
     key = orjson.dumps(metric) + b":"

@@ -36,7 +36,7 @@ def cancel(run: Run, *, now: bool) -> str:
         return f"has ended already: {'finished' if run.finished else run.state().get('state')}"
     # The marker first: should this process die here, the run's next attempt ends by itself.
     try:
-        write_text(run.cancel_file, f"{time.time()}\n")
+        write_text(run.cancel_file, f"{time.time()}{' now' if now else ''}\n")
     except OSError as error:
         raise runs.disk_failure(error, "mark the run as cancelled") from error
     job_id = run.job_id
@@ -81,6 +81,12 @@ def _cancel_slurm(run: Run, job_id: str, now: bool) -> str:
     if row is None or row.state in slurm.GONE or not belongs(row, run):
         run.set_state("cancelled", reason="its job had left the queue")
         return "cancelled; its job had left the queue"
+    if "_" in job_id and (run.config().job.runs_per_node or 1) > 1:
+        # A signal to the job would reach the others of its node; who supervises them all sees the marker.
+        if row.state == "RUNNING":
+            return f"job {job_id}, which it shares with other runs, was asked to {'' if now else 'save and '}end it"
+        run.set_state("cancelled", reason="hpc cancel")
+        return f"cancelled; the other runs of job {job_id} go on"
     if row.state == "RUNNING" and not now:
         slurm.signal_batch(job_id, "USR2", environment)
         return f"job {job_id} was asked to save and end (at once: hpc cancel --now {run.id})"

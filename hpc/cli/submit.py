@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from hpc.runs import Run
 
 if TYPE_CHECKING:
     from hpc.config import Config
+    from hpc.search import Space
     from hpc.submit import Plan
 
 SWEEP = {"-m", "--multirun"}
@@ -29,7 +31,10 @@ def main(argv: list[str]) -> int:
     for word in words:
         if word.startswith("--dry") or word in ("--follow", "--block"):
             raise Refused(f"unknown flag {word}. Own flags: {', '.join(FLAGS)}; Hydra's: hpc submit --hydra-help")
-    found = plans(words, dry_run="--dry-run" in flags)
+    searches: list[Space] = []
+    found = plans(words, dry_run="--dry-run" in flags, search=searches.append)
+    if searches:
+        return _search(searches[0], words, flags)
     from hpc import submit
 
     if SWEEP & set(words) and found:
@@ -50,18 +55,41 @@ def _sweep(found: list[Plan], words: list[str], flags: set[str]) -> int:
     from hpc.cli import sweep as sweeping
 
     if "--dry-run" in flags:
-        arrays.refuse_many_clusters(found)
-        _tell_missing(found)
-        for number, runs in enumerate(arrays.group(found)):
-            plan = found[runs[0]]
-            folder = Path(plan.config.cluster.runs) / plan.config.name / "SWEEP_ID"
-            print(arrays.array_script(plan, folder, number, len(runs)), end="")
-        return 0
+        return _show(found)
     sweep = arrays.dispatch(found, words)
     sweeping.tell(sweep, as_json="--json" in flags)
     if "--wait" in flags or "--watch" in flags:
         return sweeping.wait(sweep, quiet="--json" in flags)
     return 0
+
+
+def _show(found: list[Plan]) -> int:
+    from hpc import arrays
+
+    arrays.refuse_many_clusters(found)
+    _tell_missing(found)
+    for number, runs in enumerate(arrays.group(found)):
+        plan = found[runs[0]]
+        folder = Path(plan.config.cluster.runs) / plan.config.name / "SWEEP_ID"
+        print(arrays.array_script(plan, folder, number, len(runs)), end="")
+    return 0
+
+
+def _search(space: Space, words: list[str], flags: set[str]) -> int:
+    from hpc import search
+    from hpc.cli import search as searching
+    from hpc.cli import sweep as sweeping
+
+    if any(word.startswith("--config") for word in words):
+        raise Refused("hydra/sweeper=hpc_optuna: give the folder as hydra.searchpath=[file:///path] instead")
+    # Words of Hydra's own are none of its sweepers' arguments.
+    places = [word for word in _overrides(words) if word.startswith("hydra.searchpath")]
+    space = dataclasses.replace(space, fixed=[*places, *space.fixed])
+    if "--dry-run" in flags:
+        return _show(search.scripts(space))
+    sweep = search.begin(space, words)
+    sweeping.tell(sweep, as_json="--json" in flags)
+    return searching.go_on(sweep, quiet="--json" in flags, wait=bool({"--wait", "--watch"} & flags))
 
 
 def _tell_missing(found: list[Plan]) -> None:
@@ -88,12 +116,14 @@ def plans(
     dry_run: bool,
     begun: bool = False,
     change: Callable[[Config], None] = lambda config: None,
+    search: Callable[[Space], None] | None = None,
 ) -> list[Plan]:
     """Every request that was typed, composed and checked: of a multirun all of them, before any is dispatched.
 
     Args:
         begun: as ``hpc.submit.plan`` has it.
         change: what is done to each composed configuration before it is checked.
+        search: takes what is to be searched, where hydra/sweeper=hpc_optuna is to propose the values.
     """
     from hpc import submit
     from hpc.compose import refused, typed
@@ -122,6 +152,8 @@ def plans(
     # What is typed beside the overrides, such as --config-dir=DIR.
     common = [word for word in words if word not in SWEEP and word not in _overrides(words)]
     task.many = many  # what a multirun is handed to: hydra_plugins.hpc.sweeper
+    if search is not None:
+        task.search = search  # and hydra_plugins.hpc.optuna_sweeper
 
     # A multirun of Hydra's notes its overrides in a folder; a run's own folder says more.
     with tempfile.TemporaryDirectory(prefix="hpc-multirun-") as scratch:

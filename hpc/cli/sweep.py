@@ -34,8 +34,11 @@ def main(argv: list[str]) -> int:
     status.add_argument("--wait", action="store_true", help="until no run goes on; exit status 0 if all finished")
     table = add("table", _table, "one line a run, the best by a metric first")
     table.add_argument("--metric", metavar="NAME", help="its newest value (validation_loss, or loss where none has it)")
+    table.add_argument("--best", action="store_true", help="not the newest value of each run but its best")
     table.add_argument("--max", action="store_true", help="the largest is the best")
-    add("resume", _resume, "submit what is missing, failed or was cancelled, and nothing else")
+    resume = add("resume", _resume, "submit what is missing, failed or was cancelled, and nothing else")
+    resume.add_argument("--trials", type=runs.count, metavar="N", help="of a search: go on until there are N")
+    resume.add_argument("--wait", action="store_true", help="of a search whose rounds are a job's: until it has ended")
     cancel = add("cancel", _cancel, "end all runs, and let none begin")
     cancel.add_argument("--now", action="store_true", help="without saving what was computed since the last checkpoint")
     args = parser.parse_args(argv)
@@ -83,20 +86,27 @@ def wait(found: Sweep, *, quiet: bool) -> int:
 
 
 def _status(found: Sweep, args: argparse.Namespace) -> int:
-    from hpc.standing import standings, tally
+    from hpc.standing import interrupted, standings, tally
 
     code = wait(found, quiet=args.json) if args.wait else 0
     rows = standings(found)
     if args.json:
-        print(json.dumps({"sweep": found.id, "name": found.name, "runs": [asdict(row) for row in rows]}))
+        fields = {"sweep": found.id, "name": found.name, "interrupted": interrupted(found)}
+        print(json.dumps({**fields, "runs": [asdict(row) for row in rows]}))
         return code
     print(f"{found.name}/{found.id}, {len(rows)} runs: {tally(rows)}")
+    if why := interrupted(found):
+        print(f"  {why}")
+    if found.search:
+        from hpc.cli import search
+
+        search.status(found)
     troubled = [row for row in rows if row.state in ("failed", "gone", "never began")]
     for row in troubled[:FAILED_SHOWN]:
         print(f"  {row.run} {row.state}: {row.reason}\n    {_changed(row.changes)}")
     if len(troubled) > FAILED_SHOWN:
         print(f"  and {len(troubled) - FAILED_SHOWN} more; all: hpc sweep status {found.id} --json")
-    if troubled:
+    if troubled and not interrupted(found):
         print(f"To try these again: hpc sweep resume {found.id}")
     return code
 
@@ -109,7 +119,11 @@ def _table(found: Sweep, args: argparse.Namespace) -> int:
     from hpc.standing import standings
 
     rows = standings(found)
-    metric, values = _values(rows, args.metric)
+    if found.search:
+        from hpc.cli import search
+
+        search.as_searched(found, args)
+    metric, values = _values(rows, args.metric, best=args.best, largest=args.max)
 
     def place(row: Standing) -> tuple[bool, float]:
         value = values[row.number]
@@ -124,13 +138,19 @@ def _table(found: Sweep, args: argparse.Namespace) -> int:
     return 0
 
 
-def _values(rows: list[Standing], metric: str | None) -> tuple[str, dict[int, float | None]]:
-    """The newest value of each run of the metric, or of the first usual one that any of them has recorded."""
-    from monitoring.tail import last_value
+def _values(
+    rows: list[Standing], metric: str | None, *, best: bool, largest: bool
+) -> tuple[str, dict[int, float | None]]:
+    """The value of each run of the metric, or of the first usual one that any of them has recorded."""
+    from hpc import metrics
+
+    def value(row: Standing, name: str) -> float | None:
+        folder = Path(row.folder)
+        return metrics.best(folder, name, largest=largest) if best else metrics.newest(folder, name)
 
     values: dict[int, float | None] = {}
     for name in [metric] if metric else DEFAULTS:
-        values = {row.number: last_value(Path(row.folder), name) for row in rows}
+        values = {row.number: value(row, name) for row in rows}
         if any(value is not None for value in values.values()):
             return name, values
     if metric and (known := _recorded(rows)):
@@ -181,6 +201,12 @@ def _print_table(found: Sweep, rows: list[Standing], metric: str, values: dict[i
 def _resume(found: Sweep, args: argparse.Namespace) -> int:
     from hpc import arrays
 
+    if found.search:
+        from hpc.cli import search
+
+        return search.again(found, args)
+    if args.trials is not None:
+        raise Refused(f"--trials {args.trials}: {found.id} is no search; it has {len(found.members)} runs")
     numbers = arrays.resume(found)
     if args.json:
         print(json.dumps({"sweep": found.id, "runs": numbers}))

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.sweeper import Sweeper
 
+from hpc import search
+from hpc import study as studies
 from hpc.combinations import spelled
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
     from hydra.types import HydraContext, TaskFunction
     from omegaconf import DictConfig
+
+# Of the job that submits the rounds, what hpc submit calls job.time and so on; null is the cluster's default.
+JOB_FIELDS = ("time", "partition", "account", "qos", "reservation", "memory_gb", "grace")
 
 ConfigStore.instance().store(
     group="hydra/sweeper",
@@ -35,12 +40,13 @@ ConfigStore.instance().store(
         "at_once": 4,
         "seed": None,
         "params": {},
+        "metric": None,
+        "value": "last",
+        "as_job": False,
+        "job": dict.fromkeys(JOB_FIELDS),
     },
     provider="hpc",
 )
-
-RESULTS = "optimization_results.yaml"
-STUDY = "study.journal"
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +59,8 @@ class OptunaSweeper(Sweeper):
         at_once: trials that are proposed and launched together.
         seed: of the sampler, for proposals that can be repeated.
         params: as of Hydra's basic sweeper: what to vary, by key, beside what is typed.
+        metric, value, as_job, job: of ``hpc submit`` alone: the metric of a run (or several), its last or best value,
+            whether a small job submits the rounds, and what that job asks for.
     """
 
     def __init__(
@@ -62,17 +70,26 @@ class OptunaSweeper(Sweeper):
         at_once: int,
         seed: int | None,
         params: Mapping[str, str] | None = None,
+        metric: str | Sequence[str] | None = None,
+        value: str = "last",
+        as_job: bool = False,
+        job: Mapping[str, Any] | None = None,
     ) -> None:
         self.directions: list[Any] = [direction] if isinstance(direction, str) else list(direction)
         self.trials = trials
         self.at_once = at_once
         self.seed = seed
         self.params = dict(params or {})
+        self.metrics = (metric,) if isinstance(metric, str) else tuple(metric or ())
+        self.value = value
+        self.as_job = as_job
+        self.job = tuple(f"job.{key}={spelled(each)}" for key, each in (job or {}).items() if each is not None)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from hydra.core.plugins import Plugins
 
         self.hydra_context = hydra_context
+        self.task_function = task_function
         self.config = config
         self.launcher: Launcher | None = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -80,37 +97,53 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from hydra.core.override_parser.overrides_parser import OverridesParser
+        from hydra.errors import HydraException
 
         assert self.launcher and self.config is not None and self.hydra_context is not None, "setup comes first"
-        folder = Path(str(self.config.hydra.sweep.dir))
-        folder.mkdir(parents=True, exist_ok=True)
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides(words)
         varied = {o.get_key_element(): distribution(o) for o in overrides if o.is_sweep_override()}
         fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
+        if (hand_over := getattr(self.task_function, "search", None)) is not None:
+            hand_over(self._space(varied, fixed))
+            return None
+        if self.metrics or self.as_job:
+            raise HydraException("hydra.sweeper.metric and as_job are of hpc submit: here the function's result counts")
+        folder = Path(str(self.config.hydra.sweep.dir))
+        folder.mkdir(parents=True, exist_ok=True)
         study = self._study(folder)
         while (begun := len(study.trials)) < self.trials:
             batch = [study.ask(varied) for _ in range(min(self.at_once, self.trials - begun))]
             combinations = [[*fixed, *(f"{key}={spelled(trial.params[key])}" for key in varied)] for trial in batch]
             for trial, done in zip(batch, self.launcher.launch(combinations, initial_job_idx=begun), strict=True):
                 self._tell(study, trial, done)
-        return self._conclude(study, folder)
+        best = studies.conclude(study, folder)
+        log.info("best: %s; written to %s", best, folder / studies.RESULTS)
+        return best
+
+    def _space(self, varied: Mapping[str, Any], fixed: list[str]) -> Any:
+        from optuna.distributions import distribution_to_json
+
+        return search.Space(
+            varied={key: distribution_to_json(each) for key, each in varied.items()},
+            fixed=fixed,
+            directions=self.directions,
+            trials=self.trials,
+            at_once=self.at_once,
+            seed=self.seed,
+            metrics=self.metrics,
+            value=self.value,
+            as_job=self.as_job,
+            job=self.job,
+        )
 
     def _study(self, folder: Path) -> Any:
-        import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
+        from optuna.trial import TrialState
 
-        study = optuna.create_study(
-            study_name="sweep",
-            storage=JournalStorage(JournalFileBackend(str(folder / STUDY))),
-            sampler=optuna.samplers.TPESampler(seed=self.seed),
-            directions=self.directions,
-            load_if_exists=True,
-        )
-        for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # whoever asked for it is gone
+        study = studies.open_study(folder, self.directions, self.seed)
+        for trial in study.get_trials(states=(TrialState.RUNNING,)):
+            study.tell(trial.number, state=TrialState.FAIL)  # whoever asked for it is gone
         return study
 
     def _tell(self, study: Any, trial: Any, done: JobReturn) -> None:
@@ -125,18 +158,6 @@ class OptunaSweeper(Sweeper):
         values = [float(each) for each in (value if isinstance(value, list | tuple) else [value])]
         study.tell(trial, values)
         log.info("trial %d: %s gives %s", trial.number, trial.params, values)
-
-    def _conclude(self, study: Any, folder: Path) -> Any:
-        from omegaconf import OmegaConf
-
-        several = len(self.directions) > 1
-        best = [
-            {"params": each.params, "values": list(each.values), "trial": each.number} for each in study.best_trials
-        ]
-        results = {"name": "optuna", "solutions": best} if several or not best else {"name": "optuna", "best": best[0]}
-        (folder / RESULTS).write_text(OmegaConf.to_yaml(OmegaConf.create(results)), encoding="utf-8")
-        log.info("best: %s; written to %s", best if several else best[:1], folder / RESULTS)
-        return results
 
 
 def distribution(override: Override) -> Any:

@@ -83,3 +83,8 @@ def processes(run: Run) -> list[psutil.Process]:
         if str(run.folder) in (process.info["cmdline"] or []) and process.status() != psutil.STATUS_ZOMBIE:
             found.append(process)
     return found
+
+
+def everything(folder: Path) -> list[str]:
+    """Every path below a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))

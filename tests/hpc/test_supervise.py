@@ -46,7 +46,7 @@ def test_three_time_limits_without_a_step_stop_the_run(start: Start) -> None:
 
 
 def test_a_killed_rank_is_a_crash_and_the_ranks_start_again(start: Start) -> None:
-    run = start("job=hello", "job.seconds=3")
+    run = start("job=hello", "job.seconds=6")
     until(ready(run, 0))
     rank = next(p for p in processes(run) if "submitit.core._submit" in p.cmdline())
     rank.send_signal(signal.SIGKILL)
@@ -71,7 +71,7 @@ def supervisor(run: Run) -> psutil.Process:
 
 
 def test_a_supervisor_that_is_killed_is_started_again_and_the_run_goes_on(start: Start) -> None:
-    run = start("job=hello", "job.seconds=3")
+    run = start("job=hello", "job.seconds=6")
     until(ready(run, 0))
     supervisor(run).kill()
     assert wait(run, quiet=True) == 0

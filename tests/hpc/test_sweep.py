@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from hpc import arrays
+from hpc import arrays, script
 from hpc.cli.submit import plans
+from hpc.errors import Refused
 from hpc.runs import Run
 from hpc.submit import Plan
-from hpc.sweep import Array, Member, Sweep, changes
+from hpc.sweep import Array, Member, Submitter, Sweep, changes
 from monitoring.record import Recorder
 
 from .test_script import same_as_golden
@@ -201,3 +206,80 @@ def test_of_folders_that_are_no_sweep_and_of_other_versions(
     assert "cannot be read" in hpc("sweep", "status", "s", status=2).stderr
     (folder / "sweep.json").write_text('{"format": 99}')
     assert "format 99" in hpc("sweep", "status", "s", status=2).stderr
+
+
+def test_runs_that_share_a_node_ask_for_it_together(here: Path) -> None:
+    words = ["job=hello", "cluster=noctua2", "job.runs_per_node=4", "train.seed=range(10)", "job.throttle=8"]
+    found = planned(*words, "cluster.max_array_size=2")
+    assert arrays.group(found) == [list(range(8)), [8, 9]]
+    plan = found[0]
+    assert (plan.request.nodes, plan.request.ranks_per_node, plan.request.gpus_per_node) == (1, 1, 1)
+    assert (plan.request.cpus_per_rank, plan.request.memory_gb) == (32, 120)
+    lines = arrays.array_script(plan, Path("/f"), 0, 8).splitlines()
+    wanted = {
+        "array=0-1%2",
+        "nodes=1",
+        "ntasks-per-node=4",
+        "cpus-per-task=32",
+        "gres=gpu:a100:4",
+        "mem=0",
+        "exclusive",
+    }
+    assert wanted <= {line.removeprefix("#SBATCH --") for line in lines}
+    assert script.share_options(plan.config, plan.request, "x") == [
+        *("--exact", "--mem=120G", "--gres=gpu:a100:1", "--job-name=x")
+    ]
+    # One of them alone asks for its share.
+    alone = script.render(plan.config, plan.request, Path("/f"))
+    assert "--gres=gpu:a100:1\n" in alone and "--mem=120G\n" in alone
+    # On this machine, runs come one after the other.
+    assert planned("job=hello", "job.runs_per_node=4", "train.seed=1,2")[0].request.runs_per_node == 1
+
+
+def test_which_task_has_which_run() -> None:
+    array = Array([4, 5, 6, 9, 10], "submit-0.sh", "77", per_task=2)
+    assert array.tasks == 3
+    assert [array.of_task(task) for task in range(3)] == [[4, 5], [6, 9], [10]]
+    assert array.jobs() == {4: "77_0", 5: "77_0", 6: "77_1", 9: "77_1", 10: "77_2"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["job.runs_per_node=5"], "Try: job.runs_per_node=4"),
+        (["job.runs_per_node=3", "job.ranks_per_node=2"], "Try: job.runs_per_node=2"),
+        (["job.runs_per_node=2", "job.nodes=2"], "Try: job.nodes=1"),
+        (["job.runs_per_node=4", "job.memory_gb=200"], "Try: job.runs_per_node=2"),
+        (["job.runs_per_node=4", "job.cpus_per_rank=64"], "Try: job.runs_per_node=2"),
+        (["job.runs_per_node=4", "job.throttle=2"], "Try: job.throttle=4"),
+        (["job.runs_per_node=0"], "Try: job.runs_per_node=1"),
+        (["job.ranks_per_node=4", "job.cpus_per_rank=64"], "Try: job.cpus_per_rank=32"),
+    ],
+)
+def test_what_does_not_fit_a_node_is_refused_with_what_does(here: Path, words: list[str], said: str) -> None:
+    with pytest.raises(Refused, match=said):
+        planned("job=hello", "cluster=noctua2", "train.seed=1,2", *words)
+
+
+def test_a_submission_that_was_interrupted_is_said_and_brought_to_its_end(
+    hpc: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = hpc("submit", "-m", *HELLO, "job.seconds=0,0.1", "--wait", "--json")
+    finished = Sweep(Path(json.loads(done.stdout)["folder"]))
+    assert finished.submitter is None
+    # As whoever submits it leaves it when it is killed before there is a process.
+    sweep = Sweep(finished.folder.with_name("20261231-120000-1f2e"))
+    shutil.copytree(finished.folder, sweep.folder)
+    dead = Submitter(socket.gethostname(), 2**22 - 7, time.time())
+    sweep = sweep.write(arrays=[replace(sweep.arrays[0], job_id=None)], submitter=dead)
+    told = hpc("sweep", "status", sweep.id).stdout
+    assert "2 never began" in told and f"hpc sweep resume {sweep.id}" in told
+    assert "interrupted" in hpc("sweep", "status", sweep.id, "--wait", status=1).stderr
+    # While it lives, nobody interferes.
+    me = psutil.Process()
+    sweep.write(submitter=Submitter(socket.gethostname(), me.pid, me.create_time()))
+    assert "just being submitted" in hpc("sweep", "resume", sweep.id, status=2).stderr
+    sweep.write(submitter=dead)
+    assert json.loads(hpc("sweep", "resume", sweep.id, "--json").stdout)["runs"] == [0, 1]
+    hpc("sweep", "status", sweep.id, "--wait")
+    assert len(Sweep(sweep.folder).arrays) == 1 and Sweep(sweep.folder).submitter is None

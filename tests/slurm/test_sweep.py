@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,13 +13,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hpc import emulate, ledger, slurm
 from hpc.config import Cluster
 from hpc.emulate import Emulation
+from hpc.runs import Run
 from hpc.standing import submitted
-from hpc.sweep import Sweep
+from hpc.sweep import Submitter, Sweep
+
+SMALL = ["job=hello", "job.nodes=1", "job.ranks_per_node=1", "job.time=10", "job.grace=10"]
 
 
 def hpc(*words: str, status: int = 0) -> str:
@@ -26,6 +32,10 @@ def hpc(*words: str, status: int = 0) -> str:
     )
     assert done.returncode == status, done.stderr + done.stdout
     return done.stdout
+
+
+def runs_of(places: list[str]) -> Path:
+    return next(Path(word.removeprefix("cluster.runs=")) for word in places if word.startswith("cluster.runs="))
 
 
 def states(sweep: Sweep) -> list[str]:
@@ -56,9 +66,8 @@ def swept(
 
 def test_arrays_of_a_sweep_run_are_requeued_alone_cancelled_and_resumed(swept: tuple[Emulation, list[str]]) -> None:
     emulation, places = swept
-    small = ["job=hello", "job.nodes=1", "job.ranks_per_node=1", "job.time=10", "job.grace=10"]
     # Seven runs, of which Slurm takes three in an array.
-    told = json.loads(hpc("submit", "-m", *small, *places, "job.seconds=0.1,0.2,0.3,0.4,0.5,300,301", "--json"))
+    told = json.loads(hpc("submit", "-m", *SMALL, *places, "job.seconds=0.1,0.2,0.3,0.4,0.5,300,301", "--json"))
     sweep = Sweep(Path(told["folder"]))
     assert [len(array.runs) for array in sweep.arrays] == [3, 3, 1]
     until(lambda: states(sweep)[:5] == ["finished"] * 5 and states(sweep)[5:] == ["running"] * 2)
@@ -87,6 +96,103 @@ def test_arrays_of_a_sweep_run_are_requeued_alone_cancelled_and_resumed(swept: t
     until(lambda: (ledger.folder(long, 2) / "READY").exists())
     hpc("sweep", "cancel", str(sweep.folder), "--now")
     until(lambda: states(sweep) == ["finished"] * 5 + ["cancelled"] * 2)
+
+
+def test_what_slurm_does_not_take_whole_begins_nowhere(swept: tuple[Emulation, list[str]]) -> None:
+    emulation, places = swept
+    told = hpc("submit", "-m", *SMALL, *places, "job.seconds=0.1,0.2", "job.exclude=null,nosuchnode", status=1)
+    assert not told
+    assert not [row for row in slurm.queue(None, emulation.environment).values() if row.state not in slurm.GONE]
+    assert not list(runs_of(places).glob("run/*/sweep.json"))
+
+
+def test_a_submission_that_died_between_two_arrays_is_said_and_brought_to_its_end(
+    swept: tuple[Emulation, list[str]],
+) -> None:
+    emulation, places = swept
+    slurm.call(["scontrol", "update", "PartitionName=gpu", "State=DOWN"], environment=emulation.environment)
+    try:
+        told = json.loads(hpc("submit", "-m", *SMALL, *places, "job.seconds=0.1,0.2,0.3,0.4,0.5,0.6,0.7", "--json"))
+        # As it is after the first of three arrays: it is held, and the others were never submitted.
+        sweep = Sweep(Path(told["folder"]))
+        first, *others = told["job_ids"]
+        slurm.call(["scontrol", "uhold", first], environment=emulation.environment)
+        for job_id in others:
+            slurm.cancel(job_id, emulation.environment)
+        arrays = [replace(array, job_id=array.job_id if n == 0 else None) for n, array in enumerate(sweep.arrays)]
+        sweep = sweep.write(arrays=arrays, submitter=Submitter(socket.gethostname(), 2**22 - 7, time.time()))
+    finally:
+        slurm.call(["scontrol", "update", "PartitionName=gpu", "State=UP"], environment=emulation.environment)
+    assert states(sweep) == ["pending"] * 3 + ["never began"] * 4
+    assert f"hpc sweep resume {sweep.id}" in hpc("sweep", "status", str(sweep.folder))
+    hpc("sweep", "status", str(sweep.folder), "--wait", status=1)
+    assert json.loads(hpc("sweep", "resume", str(sweep.folder), "--json"))["runs"] == list(range(7))
+    hpc("sweep", "status", str(sweep.folder), "--wait")
+    assert all(len(ledger.numbers(sweep.run(number))) == 1 for number in range(7))
+
+
+def test_runs_share_a_node_and_are_requeued_together_but_for_those_that_have_ended(
+    swept: tuple[Emulation, list[str]],
+) -> None:
+    emulation, places = swept
+    seconds = "job.seconds=0.1,300,301,0.2,0.3"
+    told = json.loads(hpc("submit", "-m", *SMALL, *places, "job.runs_per_node=4", seconds, "--json"))
+    sweep = Sweep(Path(told["folder"]))
+    assert len(told["job_ids"]) == 1
+    one, two = sweep.run(1), sweep.run(2)
+    until(lambda: states(sweep) == ["finished", "running", "running", "finished", "finished"])
+    until(lambda: all((ledger.folder(run, 0) / "READY").exists() for run in (one, two)))
+    assert one.job_id == two.job_id == f"{told['job_ids'][0]}_0"
+    gpus = [environment_of(run)["CUDA_VISIBLE_DEVICES"] for run in (one, two)]
+    assert len(set(gpus)) == 2 and all(len(each) == 1 for each in gpus)
+
+    slurm.signal_batch(str(one.job_id), "USR2", emulation.environment)
+    until(lambda: all((ledger.folder(run, 1) / "READY").exists() for run in (one, two)))
+    assert [len(ledger.numbers(sweep.run(number))) for number in range(5)] == [1, 2, 2, 1, 1]
+    assert ledger.history(one)[0].cause == "preemption"
+
+    # One of them is cancelled, and the other goes on in the same attempt; a killed supervisor is replaced.
+    hpc("cancel", str(one.folder))
+    until(lambda: states(sweep)[1:3] == ["cancelled", "running"])
+    os.kill(ledger.history(two)[-1].pid, signal.SIGKILL)
+    until(lambda: (ledger.folder(two, 2) / "READY").exists())
+    assert [record.cause for record in ledger.history(two)] == ["preemption", "crash", None]
+    hpc("cancel", str(two.folder), "--now")
+    until(lambda: states(sweep)[2] == "cancelled")
+    until(lambda: not slurm.in_queue(f"{told['job_ids'][0]}_0", emulation.environment))
+
+
+def environment_of(run: Run) -> dict[str, str]:
+    """Of rank 0."""
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "submitit.core._submit" in words and str(run.folder) in words and "srun" not in words[0]:
+            return process.environ()
+    raise AssertionError(f"no rank of {run.id} runs")
+
+
+def test_a_search_runs_as_a_small_job_that_is_requeued_and_goes_on(swept: tuple[Emulation, list[str]]) -> None:
+    emulation, places = swept
+    search = ["hydra/sweeper=hpc_optuna", "hydra.sweeper.trials=6", "hydra.sweeper.at_once=2"]
+    search += ["hydra.sweeper.metric=ranks", "hydra.sweeper.direction=maximize", "hydra.sweeper.seed=1"]
+    search += ["hydra.sweeper.as_job=true", "hydra.sweeper.job.time=10", "hydra.sweeper.job.grace=10"]
+    small = [word for word in SMALL if "ranks_per_node" not in word]
+    told = json.loads(
+        hpc("submit", "-m", *small, *places, *search, "job.ranks_per_node=range(1,4)", "job.seconds=1", "--json")
+    )
+    sweep = Sweep(Path(told["folder"]))
+    (loop,) = [Run(file.parent) for file in runs_of(places).glob("*-search/*/config.yaml")]
+    until(lambda: len(Sweep(sweep.folder).members) == 4)
+    slurm.signal_batch(str(loop.job_id), "USR2", emulation.environment)
+    until(lambda: loop.finished and states(Sweep(sweep.folder)) == ["finished"] * 6)
+    assert [record.cause for record in ledger.history(loop)] == ["preemption", "finished"]
+    script = loop.script.read_text()
+    assert "--cpus-per-task=1\n" in script and "exclusive" not in script and "gres" not in script
+    sweep = Sweep(sweep.folder)
+    assert sweep.trials == [number for array in sweep.arrays for number in array.runs] == list(range(6))
+    best = json.loads(hpc("sweep", "table", str(sweep.folder), "--json"))[0]
+    assert best["ranks"] == max(row["ranks"] for row in json.loads(hpc("sweep", "table", str(sweep.folder), "--json")))
+    assert "best is trial" in hpc("sweep", "status", str(sweep.folder))
 
 
 def test_another_hydra_application_runs_unchanged_and_optuna_through_it(
