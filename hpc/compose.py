@@ -126,7 +126,19 @@ def refused(error: BaseException) -> BaseException:
         return Refused(_ill_typed(cause))
     if isinstance(error, HydraException):
         return Refused(_unknown_override(str(error)))
-    return error
+    if isinstance(error, ValueError) and "override" in str(error):  # Hydra's own, for a group that is given no name
+        return Refused(_first_line(error))
+    return _unreadable(error) or error
+
+
+def _unreadable(error: BaseException) -> Refused | None:
+    """For a YAML file that is none; the library says where in it."""
+    import yaml
+
+    said = " ".join(str(error).split())
+    if isinstance(error, yaml.YAMLError | UnicodeDecodeError) or "Invalid loaded object type" in said:
+        return Refused(f"a YAML file of the configuration cannot be read as one: {said}")
+    return None
 
 
 def _find(error: BaseException | None, kind: type[BaseException]) -> Any:

@@ -144,6 +144,8 @@ def plans(
 
     def many(combinations: list[list[str]], configs: Iterator[Config]) -> None:
         try:
+            if not combinations:
+                raise Refused("this sweep has no combination at all. Give at least one value to each: KEY=1,2")
             for combination, config in zip(combinations, configs, strict=True):
                 one(config, [*common, *combination])
         except Exception as error:
