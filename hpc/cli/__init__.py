@@ -10,6 +10,7 @@ from importlib import import_module
 VERBS = {
     "submit": "check a request, write its run folder, dispatch it to the cluster",
     "status": "runs and where they stand",
+    "runs": "runs by state, name, tag, cluster or age; tags and notes on them",
     "watch": "one run live: Slurm, steps, tokens, loss, log",
     "logs": "what a run's supervisor or one of its ranks printed",
     "resume": "go on with a run that has ended, as it was or with changes",
