@@ -179,6 +179,8 @@ def test_logs_show_a_last_line_that_was_never_ended_and_the_last_n_over_all_atte
     assert done.stdout == "killed in the mid\nagain\n"
     followed = hpc("logs", "last", "-f", home=tmp_path)
     assert followed.stdout.splitlines()[-1].endswith("the run is finished")
+    merged = hpc("logs", "last", "-f", "--all", home=tmp_path).stdout.splitlines()
+    assert {line.partition("|")[0].strip() for line in merged} == {"supervisor", "rank 0", "rank 1"}
     assert hpc("logs", "last", "-n", "-2", home=tmp_path).returncode == 2
 
 
