@@ -17,6 +17,8 @@ VERBS = {
     "sweep": "the runs of a sweep: where they stand, which is best, which are to be tried again",
     "profile": "where the time of a running run's steps goes, by torch's profiler",
     "cancel": "save and end a run, so that no attempt follows",
+    "rm": "remove runs that have ended; asks first",
+    "gc": "remove old checkpoints and leftovers by policy; shows them and asks first",
     "emulate": "start a real Slurm on this machine in the shape of a cluster",
 }
 USAGE = """usage: hpc VERB [...]
