@@ -13,6 +13,7 @@ VERBS = {
     "runs": "runs by state, name, tag, cluster or age; tags and notes on them",
     "watch": "one run live: Slurm, steps, tokens, loss, log",
     "logs": "what a run's supervisor or one of its ranks printed",
+    "diff": "in what two runs differ: configuration, code, environment, data, outcome",
     "resume": "go on with a run that has ended, as it was or with changes",
     "sweep": "the runs of a sweep: where they stand, which is best, which are to be tried again",
     "profile": "where the time of a running run's steps goes, by torch's profiler",
