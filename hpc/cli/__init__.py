@@ -15,6 +15,8 @@ VERBS = {
     "logs": "what a run's supervisor or one of its ranks printed",
     "diff": "in what two runs differ: configuration, code, environment, data, outcome",
     "resume": "go on with a run that has ended, as it was or with changes",
+    "retry": "submit a run's request once more as a new run, from its beginning",
+    "fork": "a new run that begins from a checkpoint of another, with changes",
     "sweep": "the runs of a sweep: where they stand, which is best, which are to be tried again",
     "profile": "where the time of a running run's steps goes, by torch's profiler",
     "cancel": "save and end a run, so that no attempt follows",

@@ -64,7 +64,7 @@ def test_everything_that_differs_is_told(made: Callable[..., Run], capsys: pytes
         == {
             "optim.lr": [0.001, 0.002],
             "optim.betas": [[0.9, 0.95], [0.9, 0.99]],
-                "model.moe.experts": [None, 8],
+            "model.moe.experts": [None, 8],
             "name": [None, "new"],
         }
         or True
