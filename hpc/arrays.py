@@ -154,6 +154,8 @@ def resume(sweep: Sweep) -> list[int]:
             if sweep.launcher is Launcher.slurm:
                 text = array_script(plans[found[0]], sweep.folder, number, len(found))
                 write_text(sweep.folder / added[-1].script, text)
+        for number, plan in zip(again, plans, strict=True):
+            _here(sweep.run(number), plan)
         sweep.cancel_file.unlink(missing_ok=True)
         sweep = sweep.write(arrays=[*sweep.arrays, *added])
         for number, array in enumerate(added, start=first):
@@ -161,6 +163,17 @@ def resume(sweep: Sweep) -> list[int]:
     except OSError as error:
         raise disk_failure(error, "resume the sweep") from error
     return again
+
+
+def _here(run: Run, plan: Plan) -> None:
+    """Have what a begun run starts from speak of the folder that it is in now: it may have been moved."""
+    if not run.config_file.exists():
+        return
+    text = script.render(plan.config, plan.request, run.folder, emulated=plan.emulated)
+    if run.script.exists() and run.script.read_text(encoding="utf-8") == text:
+        return
+    write_text(run.script, text)
+    executor.write_entry(run, run.folder)
 
 
 def _plan(sweep: Sweep, number: int) -> Plan:

@@ -14,7 +14,7 @@ from hpc import check, provenance, slurm, submit
 from hpc.config import Config, Launcher, TrainJob
 from hpc.errors import Failed, Refused
 from hpc.queue import belongs, controller, local_lives
-from hpc.runs import Run, disk_failure, read_json, sync_folder, write_json, write_text
+from hpc.runs import NAME, Run, disk_failure, read_json, sync_folder, write_json, write_text
 from hpc.submit import Plan
 from hpc.waiting import outcome
 from trainer import checkpoint_folder as checkpoints
@@ -36,7 +36,7 @@ def words(run: Run, new: list[str]) -> list[str]:
 def keep_places(config: Config, run: Run, new: list[str]) -> None:
     """The run stays where it is, and reads the data it read, whatever folder or environment this is typed in."""
     before = run.config()
-    config.name = run.name
+    config.name = run.name if NAME.fullmatch(run.name) else before.name  # it may have been moved to any folder
     config.cluster.runs = str(run.folder.parent.parent)
     keys = {key(word) for word in new}
     if not keys & {"data", "data.path", "cluster.data"}:
@@ -213,7 +213,7 @@ def _refresh_code(run: Run) -> None:
     for leftover in (fresh, old):
         _remove(leftover)
     provenance.snapshot(fresh)
-    if run.code.exists():
+    if run.code.exists() or run.code.is_symlink():  # which leads nowhere once a sweep's run was moved
         run.code.rename(old)
     fresh.rename(run.code)
     sync_folder(run.folder)
