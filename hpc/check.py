@@ -25,6 +25,7 @@ GPU_SHARE = 0.9
 def problems(config: Config, request: Request) -> list[Problem]:
     """Everything that is wrong with a request, as far as its values and the cluster's description show."""
     found = [*_name(config), *_words(config), *_shape(config, request), *_time(config, request), *_container(config)]
+    found += _notify(config)
     if isinstance(config.job, TrainJob):
         own = list(
             training.problems(trainer_config(config), max(1, request.world_size), max(1, request.ranks_per_node))
@@ -147,6 +148,18 @@ def _container(config: Config) -> Iterator[Problem]:
             f"cluster.container.runtime={container.runtime.name} needs an image",
             "cluster.container.image=PATH",
         )
+
+
+def _notify(config: Config) -> Iterator[Problem]:
+    given = config.notify
+    if given.webhook is not None and not re.fullmatch(r"(https?://|file:)[!-~]+|env:[A-Za-z_]\w*", given.webhook):
+        # Not repeated: it may be a secret with a slip in it.
+        fix = "notify.webhook=env:MY_WEBHOOK"
+        yield Problem("notify.webhook", "...", "https://..., env:NAME or file:PATH of a file that holds it", fix)
+    if given.mail is not None and not re.fullmatch(r"[\w.+-]+@[\w.-]+", given.mail, re.ASCII):
+        yield Problem("notify.mail", repr(given.mail), "a mail address", "notify.mail=me@example.org")
+    if given.smtp is not None and not re.fullmatch(r"[\w.-]+(:\d{1,5})?", given.smtp, re.ASCII):
+        yield Problem("notify.smtp", repr(given.smtp), "HOST or HOST:PORT", "notify.smtp=mail.example.org:25")
 
 
 def _device(config: Config, request: Request) -> Iterator[Problem]:

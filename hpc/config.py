@@ -208,6 +208,24 @@ class HydraJob(Job):
     task: int = 0  # number of the combination
 
 
+class End(Enum):
+    """How a run may end."""
+
+    finished = "finished"
+    failed = "failed"
+    cancelled = "cancelled"
+
+
+@dataclass
+class NotifyConfig:
+    """Who is told when a run has ended; the supervisor sends it, from a compute node."""
+
+    webhook: str | None = None  # a URL that takes JSON, or where it is kept: env:NAME, file:PATH
+    mail: str | None = None  # an address
+    smtp: str | None = None  # HOST or HOST:PORT that takes mail; null: sendmail, or else localhost
+    on: list[End] = field(default_factory=lambda: [End.finished, End.failed])
+
+
 @dataclass
 class Config:
     """One request: everything that `hpc submit` composes from conf/ and the overrides."""
@@ -221,6 +239,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     requeue: RequeueConfig = MISSING
     job: Job = MISSING
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
 
 
 JOBS: dict[str, type[Job]] = {"train": TrainJob, "prepare": PrepareJob, "hello": HelloJob, "hydra": HydraJob}

@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from hpc import aftermath, attempt, exits, keeper, ledger, shrink
+from hpc import aftermath, attempt, exits, keeper, ledger, notify, shrink
 from hpc import allocation as allocations
 from hpc.allocation import TERM_PATIENCE, Allocation, Ranks
 from hpc.config import Config
@@ -336,6 +336,7 @@ class Supervisor:
         else:
             say(f"the run is {decision.reason}")
             self.run.set_state(decision.reason, reason="")
+        notify.ended(self.run, self.config, say)
 
 
 def say(text: str) -> None:
@@ -405,6 +406,7 @@ def _supervise(run: Run) -> int:
     except (Refused, Failed) as error:
         say(str(error))
         run.set_state("failed", reason=str(error))
+        _notify(run)
         return error.status
     except allocations.OutsideOfJob as error:
         say(str(error))  # and not into the run's state: the run may well be alive in its job
@@ -414,7 +416,13 @@ def _supervise(run: Run) -> int:
         say(str(failure))
         with contextlib.suppress(OSError):
             run.set_state("failed", reason=str(failure))
+            _notify(run)
         return failure.status
+
+
+def _notify(run: Run) -> None:
+    with contextlib.suppress(Refused, OSError):  # its configuration may be what is wrong
+        notify.ended(run, run.config(), say)
 
 
 if __name__ == "__main__":
