@@ -132,6 +132,7 @@ def _environment(run: Run) -> dict[str, Any]:
     git = (manifest.get("resumed") or [{}])[-1].get("git") or manifest.get("git") or {}
     python = manifest.get("python") or {}
     changed = git.get("changed") or []
+    attempt = _attempt(run)
     found = {
         "python": python.get("version"),
         "interpreter": python.get("executable"),
@@ -142,8 +143,22 @@ def _environment(run: Run) -> dict[str, Any]:
         "git commit": git.get("commit"),
         "git branch": git.get("branch"),
         "git changed files": len(changed) if git else None,
+        **{key: attempt[key] for key in ("cuda", "driver", "modules", "conda", "container") if key in attempt},
     }
-    return found | {f"package {name}": version for name, version in (manifest.get("packages") or {}).items()}
+    # Where it ran counts, not where it was submitted from.
+    packages = attempt.get("packages") or manifest.get("packages") or {}
+    return found | {f"package {name}": version for name, version in packages.items()}
+
+
+def _attempt(run: Run) -> dict[str, Any]:
+    """What the newest attempt that says so ran with."""
+    from hpc.origin import FILE
+    from monitoring import layout
+
+    found = (
+        read_json(layout.attempt_folder(run.folder, n) / FILE) for n in reversed(layout.attempt_numbers(run.folder))
+    )
+    return next((each for each in found if each), {})
 
 
 def _data(run: Run) -> dict[str, Any]:
@@ -155,6 +170,8 @@ def _data(run: Run) -> dict[str, Any]:
     if found := checkpoint_folder.newest(run.checkpoints):
         identity = found[1].get("identity", {}).get("data", {})
         return {"fingerprint": identity.get("fingerprint"), "order of samples": identity.get("order")}
+    if data := _attempt(run).get("data"):
+        return {"fingerprint": data.get("fingerprint")}
     config = _config(run)
     path = config.get("data", {}).get("path") if isinstance(config, Mapping) else None
     try:

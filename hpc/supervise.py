@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from hpc import aftermath, attempt, exits, keeper, ledger, notify, shrink
+from hpc import aftermath, attempt, exits, keeper, ledger, notify, origin, shrink
 from hpc import allocation as allocations
 from hpc.allocation import TERM_PATIENCE, Allocation, Ranks
 from hpc.config import Config
@@ -145,7 +145,9 @@ class Supervisor:
         self.run.set_state("running", job_id=record.job_id, attempt=record.number, reason="")
         killed = aftermath.oom_kills()
         ranks = self.allocation.start(ledger.folder(self.run, record.number), self._rank_environment(record))
+        written = origin.note(self.run, self.config, record.number, record.nodes, say)
         code = self._watch(ranks, record)
+        written.join(5.0)
         found = self._cause(record, ranks, killed)
         self._relay(record)
         statuses = {str(each.rank): each.code for each in ranks.exits()}
