@@ -58,7 +58,8 @@ def _words(config: Config) -> Iterator[Problem]:
             "cluster.runs=DIR",
         )
     given = {f"job.{n}": getattr(job, n) for n in ("account", "qos", "reservation", "constraint", "exclude")}
-    given |= {f"cluster.{n}": getattr(cluster, n) for n in ("account", "qos", "reservation", "python")}
+    given |= {f"cluster.{n}": getattr(cluster, n) for n in ("account", "qos", "reservation", "python", "venv", "conda")}
+    given |= {f"cluster.container.{n}": getattr(cluster.container, n) for n in ("image", "python")}
     given |= {f"cluster.environment.{k}": v for k, v in cluster.environment.items()}
     for path, value in given.items():
         if value is not None and not value.isprintable():
@@ -141,6 +142,12 @@ def _time(config: Config, request: Request) -> Iterator[Problem]:
 
 def _container(config: Config) -> Iterator[Problem]:
     container = config.cluster.container
+    if config.cluster.venv and config.cluster.conda:
+        yield Problem("cluster.conda", config.cluster.conda, "cluster.venv or it, not both", "cluster.conda=null")
+    for mount in container.mounts:
+        if not mount.isprintable() or "," in mount:
+            allowed = "SOURCE or SOURCE:TARGET, without commas and control characters"
+            yield Problem("cluster.container.mounts", repr(mount), allowed, "cluster.container.mounts=[/scratch]")
     if container.runtime is not Container.none and not container.image:
         yield Problem(
             "cluster.container.image",

@@ -84,7 +84,8 @@ class Rendezvous:
 class ContainerConfig:
     runtime: Container = Container.none
     image: str | None = None
-    mounts: list[str] = field(default_factory=list)
+    mounts: list[str] = field(default_factory=list)  # SOURCE or SOURCE:TARGET, beside runs, data and weights
+    python: str | None = None  # interpreter in the image; null: cluster.python
 
 
 @dataclass
@@ -103,7 +104,12 @@ class Cluster:
     account: str | None = None
     qos: str | None = None
     reservation: str | None = None
+    # What is loaded and activated before anything runs, in this order; at most one of venv and conda.
     modules: list[str] = field(default_factory=list)
+    venv: str | None = None  # folder of a virtual environment
+    conda: str | None = None  # name or folder of a conda environment; the command conda comes from a module or PATH
+    # Interpreter on the compute nodes; null: that of venv or conda, or else the one that submits.
+    python: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
     rendezvous: Rendezvous = field(default_factory=Rendezvous)
     # Seconds from a requeue to its start. Must outlast the teardown of a job here, epilog included: otherwise Slurm's
@@ -111,7 +117,6 @@ class Cluster:
     requeue_hold: int = 4
     slurm_from_compute: bool = True  # compute nodes may call sbatch and scontrol
     container: ContainerConfig = field(default_factory=ContainerConfig)
-    python: str | None = None  # interpreter on the compute nodes; null: the one that submits
     runs: str = MISSING  # where run folders live: a file system that every node sees
     data: str = MISSING  # where prepared data lives
 

@@ -203,6 +203,8 @@ def _absolute(config: Config) -> None:
     """Paths mean the folder they were typed in; on a compute node there is another."""
     config.cluster.runs = os.path.abspath(Path(config.cluster.runs).expanduser())  # noqa: PTH100 (keeps links)
     config.cluster.data = os.path.abspath(Path(config.cluster.data).expanduser())  # noqa: PTH100
+    if config.cluster.venv:
+        config.cluster.venv = os.path.abspath(Path(config.cluster.venv).expanduser())  # noqa: PTH100
     config.data.corpus.files = [os.path.abspath(Path(f).expanduser()) for f in config.data.corpus.files]  # noqa: PTH100
     config.data.path = os.path.abspath(Path(config.data.path).expanduser())  # noqa: PTH100
     if config.train.init_from is not None:
