@@ -205,6 +205,9 @@ def _absolute(config: Config) -> None:
     config.cluster.data = os.path.abspath(Path(config.cluster.data).expanduser())  # noqa: PTH100
     if config.cluster.venv:
         config.cluster.venv = os.path.abspath(Path(config.cluster.venv).expanduser())  # noqa: PTH100
+    if (config.notify.webhook or "").startswith("file:"):
+        file = Path(str(config.notify.webhook).removeprefix("file:")).expanduser()
+        config.notify.webhook = f"file:{os.path.abspath(file)}"  # noqa: PTH100
     config.data.corpus.files = [os.path.abspath(Path(f).expanduser()) for f in config.data.corpus.files]  # noqa: PTH100
     config.data.path = os.path.abspath(Path(config.data.path).expanduser())  # noqa: PTH100
     if config.train.init_from is not None:
