@@ -256,6 +256,8 @@ def resume(sweep: Sweep, only: Sequence[int] | None = None, *, alone: bool = Fal
     before = _states(sweep, again)
     try:
         added = _arrays(sweep.folder, sweep.folder, first, plans, again) if plans else []
+        for number, plan in zip(again, plans, strict=True):
+            _here(sweep.run(number), plan)
         sweep.cancel_file.unlink(missing_ok=True)
         sweep = sweep.write(arrays=[*sweep.arrays, *added], submitter=Submitter.me())
         for run in before:
@@ -292,6 +294,17 @@ def _take_stock(sweep: Sweep, environment: Mapping[str, str]) -> Sweep:
 def _states(sweep: Sweep, numbers: Sequence[int]) -> dict[Run, str]:
     """What the runs that have begun say of themselves."""
     return {run: run.state_file.read_text() for run in map(sweep.run, numbers) if run.config_file.exists()}
+
+
+def _here(run: Run, plan: Plan) -> None:
+    """Have what a begun run starts from speak of the folder that it is in now: it may have been moved."""
+    if not run.config_file.exists():
+        return
+    text = script.render(plan.config, plan.request, run.folder, emulated=plan.emulated)
+    if run.script.exists() and run.script.read_text(encoding="utf-8") == text:
+        return
+    write_text(run.script, text)
+    executor.write_entry(run.pickle)
 
 
 def _plan(sweep: Sweep, number: int) -> Plan:

@@ -26,6 +26,7 @@ def problems(config: Config, request: Request) -> list[Problem]:
     """Everything that is wrong with a request, as far as its values and the cluster's description show."""
     found = [*_name(config), *_words(config), *_shape(config, request), *_time(config, request), *_container(config)]
     found += _shared(config, request)
+    found += _notify(config)
     if isinstance(config.job, TrainJob):
         own = list(
             training.problems(trainer_config(config), max(1, request.world_size), max(1, request.ranks_per_node))
@@ -58,7 +59,8 @@ def _words(config: Config) -> Iterator[Problem]:
             "cluster.runs=DIR",
         )
     given = {f"job.{n}": getattr(job, n) for n in ("account", "qos", "reservation", "constraint", "exclude")}
-    given |= {f"cluster.{n}": getattr(cluster, n) for n in ("account", "qos", "reservation", "python")}
+    given |= {f"cluster.{n}": getattr(cluster, n) for n in ("account", "qos", "reservation", "python", "venv", "conda")}
+    given |= {f"cluster.container.{n}": getattr(cluster.container, n) for n in ("image", "python")}
     given |= {f"cluster.environment.{k}": v for k, v in cluster.environment.items()}
     for path, value in given.items():
         if value is not None and not value.isprintable():
@@ -175,6 +177,12 @@ def _time(config: Config, request: Request) -> Iterator[Problem]:
 
 def _container(config: Config) -> Iterator[Problem]:
     container = config.cluster.container
+    if config.cluster.venv and config.cluster.conda:
+        yield Problem("cluster.conda", config.cluster.conda, "cluster.venv or it, not both", "cluster.conda=null")
+    for mount in container.mounts:
+        if not mount.isprintable() or "," in mount:
+            allowed = "SOURCE or SOURCE:TARGET, without commas and control characters"
+            yield Problem("cluster.container.mounts", repr(mount), allowed, "cluster.container.mounts=[/scratch]")
     if container.runtime is not Container.none and not container.image:
         yield Problem(
             "cluster.container.image",
@@ -182,6 +190,18 @@ def _container(config: Config) -> Iterator[Problem]:
             f"cluster.container.runtime={container.runtime.name} needs an image",
             "cluster.container.image=PATH",
         )
+
+
+def _notify(config: Config) -> Iterator[Problem]:
+    given = config.notify
+    if given.webhook is not None and not re.fullmatch(r"(https?://|file:)[!-~]+|env:[A-Za-z_]\w*", given.webhook):
+        # Not repeated: it may be a secret with a slip in it.
+        fix = "notify.webhook=env:MY_WEBHOOK"
+        yield Problem("notify.webhook", "...", "https://..., env:NAME or file:PATH of a file that holds it", fix)
+    if given.mail is not None and not re.fullmatch(r"[\w.+-]+@[\w.-]+", given.mail, re.ASCII):
+        yield Problem("notify.mail", repr(given.mail), "a mail address", "notify.mail=me@example.org")
+    if given.smtp is not None and not re.fullmatch(r"[\w.-]+(:\d{1,5})?", given.smtp, re.ASCII):
+        yield Problem("notify.smtp", repr(given.smtp), "HOST or HOST:PORT", "notify.smtp=mail.example.org:25")
 
 
 def _device(config: Config, request: Request) -> Iterator[Problem]:

@@ -82,7 +82,8 @@ class Rendezvous:
 class ContainerConfig:
     runtime: Container = Container.none
     image: str | None = None
-    mounts: list[str] = field(default_factory=list)
+    mounts: list[str] = field(default_factory=list)  # SOURCE or SOURCE:TARGET, beside runs, data and weights
+    python: str | None = None  # interpreter in the image; null: cluster.python
 
 
 @dataclass
@@ -101,7 +102,12 @@ class Cluster:
     account: str | None = None
     qos: str | None = None
     reservation: str | None = None
+    # What is loaded and activated before anything runs, in this order; at most one of venv and conda.
     modules: list[str] = field(default_factory=list)
+    venv: str | None = None  # folder of a virtual environment
+    conda: str | None = None  # name or folder of a conda environment; the command conda comes from a module or PATH
+    # Interpreter on the compute nodes; null: that of venv or conda, or else the one that submits.
+    python: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
     rendezvous: Rendezvous = field(default_factory=Rendezvous)
     # Seconds from a requeue to its start. Must outlast the teardown of a job here, epilog included: otherwise Slurm's
@@ -109,7 +115,6 @@ class Cluster:
     requeue_hold: int = 4
     slurm_from_compute: bool = True  # compute nodes may call sbatch and scontrol
     container: ContainerConfig = field(default_factory=ContainerConfig)
-    python: str | None = None  # interpreter on the compute nodes; null: the one that submits
     runs: str = MISSING  # where run folders live: a file system that every node sees
     data: str = MISSING  # where prepared data lives
 
@@ -211,6 +216,24 @@ class HydraJob(Job):
     task: int = 0  # number of the combination
 
 
+class End(Enum):
+    """How a run may end."""
+
+    finished = "finished"
+    failed = "failed"
+    cancelled = "cancelled"
+
+
+@dataclass
+class NotifyConfig:
+    """Who is told when a run has ended; the supervisor sends it, from a compute node."""
+
+    webhook: str | None = None  # a URL that takes JSON, or where it is kept: env:NAME, file:PATH
+    mail: str | None = None  # an address
+    smtp: str | None = None  # HOST or HOST:PORT that takes mail; null: sendmail, or else localhost
+    on: list[End] = field(default_factory=lambda: [End.finished, End.failed])
+
+
 @dataclass
 class SearchJob(Job):
     """The rounds of a search, as hydra/sweeper=hpc_optuna hydra.sweeper.as_job=true submits it."""
@@ -234,6 +257,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     requeue: RequeueConfig = MISSING
     job: Job = MISSING
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
 
 
 JOBS: dict[str, type[Job]] = {

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpc import runs
+from hpc import notes, runs
 from hpc.runs import Run
 from hpc.trained import Saved, Source
+
+ENDED = ("finished", "failed", "cancelled")  # what a run says of itself when nothing more comes of it
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,19 @@ class Row:
     tokens: int | None
     target_tokens: int | None
     folder: str
+    tags: tuple[str, ...] = ()
+    note: str = ""
     checkpoint: Saved | None = None  # of one run alone, as is the next
     sources: tuple[Source, ...] = ()
 
 
 def read(found: Sequence[Run]) -> list[Row]:
     """One row a run, with what Slurm says where the run is still in its hands."""
-    from hpc.queue import states
+    jobs = {}
+    if any(run.state().get("state") not in ENDED for run in found):
+        from hpc.queue import states
 
-    jobs = states(found)
+        jobs = states(found)
     return [_row(run, jobs.get(run.folder)) for run in found]
 
 
@@ -54,6 +60,7 @@ def _row(run: Run, job: Any) -> Row:
     reason = str(state.get("reason") or "")
     if text in ("queued", "requeued", "running"):
         text, reason = _in_other_hands(run, job, text, reason)
+    written = notes.read(run)
     return Row(
         name=run.name,
         id=run.id,
@@ -67,6 +74,8 @@ def _row(run: Run, job: Any) -> Row:
         tokens=last.get("tokens"),
         target_tokens=_target(run),
         folder=str(run.folder),
+        tags=written.tags,
+        note=written.note,
     )
 
 

@@ -14,7 +14,7 @@ from hpc import check, provenance, slurm, submit
 from hpc.config import Config, Launcher, TrainJob
 from hpc.errors import Failed, Refused
 from hpc.queue import belongs, controller, local_lives
-from hpc.runs import Run, disk_failure, read_json, sync_folder, write_json, write_text
+from hpc.runs import NAME, Run, disk_failure, read_json, sync_folder, write_json, write_text
 from hpc.submit import Plan
 from hpc.waiting import outcome
 from trainer import checkpoint_folder as checkpoints
@@ -29,20 +29,21 @@ def words(run: Run, new: list[str]) -> list[str]:
         typed = [str(word) for word in OmegaConf.load(run.overrides_file)]
     except OSError as error:
         raise Refused(f"{run.folder} does not say what was typed for it ({error.strerror})") from error
-    changed = {_key(word) for word in new}
-    return [word for word in typed if _key(word) not in changed] + new
+    changed = {key(word) for word in new}
+    return [word for word in typed if key(word) not in changed] + new
 
 
 def keep_places(config: Config, run: Run, new: list[str]) -> None:
     """The run stays where it is, and reads the data it read, whatever folder or environment this is typed in."""
-    config.name = run.name
+    before = run.config()
+    config.name = run.name if NAME.fullmatch(run.name) else before.name  # it may have been moved to any folder
     config.cluster.runs = str(run.folder.parent.parent)
-    keep_data(config, run.config(), new)
+    keep_data(config, before, new)
 
 
 def keep_data(config: Config, before: Config, new: list[str]) -> None:
     """What ``before`` read is read, unless ``new`` overrides say otherwise."""
-    keys = {_key(word) for word in new}
+    keys = {key(word) for word in new}
     if not keys & {"data", "data.path", "cluster.data"}:
         config.cluster.data, config.data.path = before.cluster.data, before.data.path
     if not keys & {"data", "data.corpus.files"}:
@@ -79,7 +80,7 @@ def keep_phases(config: Config, saved: Origin | None, new: list[str]) -> None:
         Refused: if the run is to end before the last of them begins.
     """
     phases = config.data.mixture.phases
-    if saved is None or not phases or any(re.match(r"data$|experiment$|data\.mixture\b", _key(word)) for word in new):
+    if saved is None or not phases or any(re.match(r"data$|experiment$|data\.mixture\b", key(word)) for word in new):
         return
     from trainer.data.mixture import first_samples, kept_phases
     from trainer.identity import phase_starts
@@ -101,15 +102,21 @@ def refuse_other(run: Run, config: Config, saved: Origin, new: list[str]) -> Non
     Raises:
         Refused: if the run could not go on from its checkpoint: its model, its samples or its seed would be others.
     """
+    if isinstance(config.job, TrainJob) and any(key(word) == "train.init_from" for word in new):
+        allowed = f"the run has weights of its own already, those of step {saved.step}"
+        raise Refused(str(Problem("train.init_from", str(config.train.init_from), allowed, "hpc submit, as a new run")))
+    if problems := others(run, config, saved):
+        raise Refused("\n".join(map(str, problems)))
+
+
+def others(run: Run, config: Config, saved: Origin) -> list[Problem]:
+    """In what a configuration differs from a checkpoint of a run where it must not, if it is to go on from there."""
     if not isinstance(config.job, TrainJob):
-        return
+        return []
     from trainer.data.files import DataError
     from trainer.data.manifest import Manifest
     from trainer.identity import differences, identity, typed
 
-    if any(_key(word) == "train.init_from" for word in new):
-        allowed = f"the run has weights of its own already, those of step {saved.step}"
-        raise Refused(str(Problem("train.init_from", str(config.train.init_from), allowed, "hpc submit, as a new run")))
     try:
         data = Manifest.read(Path(config.data.path))
     except DataError:  # not there, of which a dry run was told
@@ -122,8 +129,7 @@ def refuse_other(run: Run, config: Config, saved: Origin, new: list[str]) -> Non
         else:
             had = f"the run's checkpoint of step {saved.step} has {typed(found.before) or '{}'}, and that cannot change"
             problems.append(Problem(found.field, typed(found.now) or "{}", had, found.fix or "leave it as it was"))
-    if problems:
-        raise Refused("\n".join(map(str, problems)))
+    return problems
 
 
 def refuse_live(run: Run) -> None:
@@ -185,7 +191,7 @@ def resume(run: Run, plan: Plan, typed: list[str], new: list[str]) -> str:
     return job_id
 
 
-def _key(word: str) -> str:
+def key(word: str) -> str:
     """What an override is about: +train.seed=1, train.seed=2 and ~train.seed all are about train.seed."""
     return re.split(r"[=@]", word.lstrip("+~"), maxsplit=1)[0]
 
@@ -212,7 +218,7 @@ def _refresh_code(run: Run) -> None:
     for leftover in (fresh, old):
         _remove(leftover)
     provenance.snapshot(fresh)
-    if run.code.exists():
+    if run.code.exists() or run.code.is_symlink():  # which leads nowhere once a sweep's run was moved
         run.code.rename(old)
     fresh.rename(run.code)
     sync_folder(run.folder)

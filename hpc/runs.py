@@ -151,6 +151,11 @@ class Run:
         return self.folder / layout.FINISHED
 
     @property
+    def notes_file(self) -> Path:
+        """Tags and a note that people wrote on the run."""
+        return self.folder / "notes.json"
+
+    @property
     def cancel_file(self) -> Path:
         return self.folder / "CANCEL"
 
@@ -263,6 +268,17 @@ def new_id(now: float | None = None) -> str:
     return time.strftime("%Y%m%d-%H%M%S", time.localtime(now)) + "-" + secrets.token_hex(2)
 
 
+def submitted(run: Run) -> float:
+    """When a run was submitted, as its id says: unix time. Of a folder of another name, when it was written."""
+    try:
+        return time.mktime(time.strptime(run.id[:15], "%Y%m%d-%H%M%S"))
+    except (ValueError, OverflowError):
+        try:
+            return run.config_file.stat().st_mtime
+        except OSError:  # removed just now
+            return 0.0
+
+
 def every(root: Path) -> Iterator[Run]:
     """All runs under ``root``, newest first."""
     found = [Run(file.parent) for file in root.glob("*/*/config.yaml") if not file.parent.name.startswith(".")]
@@ -314,6 +330,15 @@ def count(text: str) -> int:
     if value < 0:
         raise ValueError(text)
     return value
+
+
+def duration(text: str) -> float:
+    """A length of time as typed, such as 90m, 12h, 2d or 3w, in seconds; ValueError if it is none (for argparse)."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip(), re.ASCII)
+    if match is None:
+        raise ValueError(text)
+    return float(match[1]) * units[match[2]]
 
 
 def disk_failure(error: OSError, doing: str) -> Failed:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hpc import attempt
-from hpc.config import Cluster, Config, Container, GpuRequest, Launcher
+from hpc.config import Cluster, Config, Container, GpuRequest, Launcher, TrainJob
 from hpc.request import Request, clock
 from hpc.runs import Run
 from monitoring import layout
@@ -111,11 +111,19 @@ def _directive(value: str) -> str:
 
 def _environment(cluster: Cluster, emulated: bool) -> Iterator[str]:
     if emulated:
-        yield "# EMULATED: no modules, and all nodes are this machine"
+        yield "# EMULATED: no modules or environments, and all nodes are this machine"
         yield f"export {attempt.EMULATED}=1"
     else:
         for module in cluster.modules:
             yield f"module load {shlex.quote(module)}"
+        if cluster.venv:
+            # What bin/activate does; that one, as Python writes it, has the shell read the folder's name.
+            yield f"export VIRTUAL_ENV={shlex.quote(cluster.venv)}"
+            yield f'export PATH={shlex.quote(cluster.venv + "/bin")}:"$PATH"'
+        if cluster.conda:
+            # Another Python than the one that was meant would only fail later, and say less.
+            yield 'eval "$(conda shell.bash hook)" || exit 1'
+            yield f"conda activate {shlex.quote(cluster.conda)} || exit 1"
     for name, value in sorted(cluster.environment.items()):
         yield f"export {name}={shlex.quote(value)}"
     for name, value in interfaces(cluster, emulated=emulated).items():
@@ -129,22 +137,33 @@ def interfaces(cluster: Cluster, *, emulated: bool) -> dict[str, str]:
 
 
 def interpreter(cluster: Cluster) -> str:
-    """The Python of the compute nodes: the described one, or the one that submits."""
-    return cluster.python or sys.executable
+    """The Python of the compute nodes: the described one, that of the environment, or the one that submits."""
+    if cluster.python is None and cluster.venv:
+        return f"{cluster.venv}/bin/python"
+    return cluster.python or ("python" if cluster.conda else sys.executable)
 
 
 def rank_command(config: Config, folder: Path) -> list[str]:
     """What starts one rank: submitit's entry, inside the cluster's container if it has one."""
     cluster = config.cluster
-    python = [interpreter(cluster), "-P", "-u", "-m", "submitit.core._submit", str(folder)]
+    container = cluster.container
+    inside = container.python if container.runtime is not Container.none else None
+    python = [inside or interpreter(cluster), "-P", "-u", "-m", "submitit.core._submit", str(folder)]
     # USR2 kills a process that does not handle it yet; an ignored signal stays ignored across exec, and the
     # rank installs its handler when it is ready.
     shielded = ["/bin/sh", "-c", 'trap "" USR2; exec "$@"', "rank", *python]
-    container = cluster.container
     if container.runtime is Container.apptainer:
-        binds = [word for mount in [str(folder), *container.mounts] for word in ("--bind", mount)]
+        binds = [word for mount in _mounts(config, folder) for word in ("--bind", mount)]
         return ["apptainer", "exec", "--nv", *binds, str(container.image), *shielded]
     return shielded
+
+
+def _mounts(config: Config, folder: Path) -> list[str]:
+    """What a container must see of the host: all runs, as a sweep's code is beside its runs; data and weights."""
+    places = [str(folder.parent.parent)]
+    if isinstance(config.job, TrainJob):
+        places += [config.data.path, *([config.train.init_from] if config.train.init_from else [])]
+    return list(dict.fromkeys([*(f"{place}:{place}" for place in places), *config.cluster.container.mounts]))
 
 
 def step_options(config: Config, request: Request, attempt_folder: Path) -> list[str]:
@@ -170,8 +189,7 @@ def step_options(config: Config, request: Request, attempt_folder: Path) -> list
     container = config.cluster.container
     if container.runtime is Container.pyxis:
         options.append(f"--container-image={container.image}")
-        if container.mounts:
-            options.append(f"--container-mounts={','.join(container.mounts)}")
+        options.append(f"--container-mounts={','.join(_mounts(config, attempt_folder.parent.parent))}")
     return options
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -86,14 +86,20 @@ def render(plan: Plan, folder: Path | None = None) -> str:
     return script.render(plan.config, plan.request, folder, emulated=plan.emulated)
 
 
-def dispatch(plan: Plan) -> Run:
+def dispatch(
+    plan: Plan, *, kin: Mapping[str, Any] | None = None, fill: Callable[[Run], None] = lambda run: None
+) -> Run:
     """Write the run folder and hand it to the cluster.
+
+    Args:
+        kin: what the manifest says of the run that this one comes from.
+        fill: writes what else the folder begins with, before it gets its name.
 
     Raises:
         Failed: if the folder cannot be written or Slurm does not take the job; then no folder is left.
     """
     need_sbatch(plan.config.cluster)
-    run = Run(write_folder(plan))
+    run = Run(write_folder(plan, kin, fill))
     try:
         job_id = hand_over(run, plan)
     except BaseException as error:
@@ -118,9 +124,16 @@ def need_sbatch(cluster: Cluster) -> None:
         )
 
 
-def write_folder(plan: Plan) -> Path:
-    """Write the run folder of a checked request, whole; nothing knows of it yet."""
-    return new_folder(Path(plan.config.cluster.runs) / plan.config.name, lambda tmp, _: _write(Run(tmp), plan))
+def write_folder(
+    plan: Plan, kin: Mapping[str, Any] | None = None, fill: Callable[[Run], None] = lambda run: None
+) -> Path:
+    """Write the run folder of a checked request, whole; nothing knows of it yet. Arguments as of ``dispatch``."""
+
+    def write(tmp: Path, _: Path) -> None:
+        _write(Run(tmp), plan, kin or {})
+        fill(Run(tmp))
+
+    return new_folder(Path(plan.config.cluster.runs) / plan.config.name, write)
 
 
 def new_folder(parent: Path, write: Callable[[Path, Path], None]) -> Path:
@@ -161,7 +174,7 @@ def _new_folder(parent: Path) -> tuple[Path, Path]:
             tmp.rmdir()
 
 
-def _write(run: Run, plan: Plan) -> None:
+def _write(run: Run, plan: Plan, kin: Mapping[str, Any]) -> None:
     from omegaconf import OmegaConf
 
     from hpc import provenance
@@ -170,7 +183,8 @@ def _write(run: Run, plan: Plan) -> None:
     patch = provenance.dirty_patch()
     if patch:
         write_text(run.patch_file, patch)
-    write_json(run.manifest_file, provenance.manifest(plan.typed, plan.config.cluster.name, emulated=plan.emulated))
+    manifest = provenance.manifest(plan.typed, plan.config.cluster.name, emulated=plan.emulated)
+    write_json(run.manifest_file, {**manifest, **kin})
     provenance.snapshot(run.code)
     run.attempts.mkdir()
     run.checkpoints.mkdir()
@@ -193,6 +207,11 @@ def _absolute(config: Config) -> None:
     """Paths mean the folder they were typed in; on a compute node there is another."""
     config.cluster.runs = os.path.abspath(Path(config.cluster.runs).expanduser())  # noqa: PTH100 (keeps links)
     config.cluster.data = os.path.abspath(Path(config.cluster.data).expanduser())  # noqa: PTH100
+    if config.cluster.venv:
+        config.cluster.venv = os.path.abspath(Path(config.cluster.venv).expanduser())  # noqa: PTH100
+    if (config.notify.webhook or "").startswith("file:"):
+        file = Path(str(config.notify.webhook).removeprefix("file:")).expanduser()
+        config.notify.webhook = f"file:{os.path.abspath(file)}"  # noqa: PTH100
     config.data.corpus.files = [os.path.abspath(Path(f).expanduser()) for f in config.data.corpus.files]  # noqa: PTH100
     config.data.path = os.path.abspath(Path(config.data.path).expanduser())  # noqa: PTH100
     if config.train.init_from is not None:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hpc import aftermath, attempt, exits, keeper, ledger, shrink
+from hpc import aftermath, attempt, exits, keeper, ledger, notify, origin, shrink
 from hpc import allocation as allocations
 from hpc.allocation import TERM_PATIENCE, Allocation, Ranks
 from hpc.config import Config
@@ -148,7 +148,9 @@ class Supervisor:
         self.run.set_state("running", job_id=record.job_id, attempt=record.number, reason="")
         killed = aftermath.oom_kills()
         ranks = self.allocation.start(ledger.folder(self.run, record.number), self._rank_environment(record))
+        written = origin.note(self.run, self.config, record.number, record.nodes, say)
         code = self._watch(ranks, record)
+        written.join(5.0)
         found = self._cause(record, ranks, killed)
         if found.cause is Cause.preflight and not found.suspects:
             found = self._try_pairs(record, found)
@@ -360,6 +362,7 @@ class Supervisor:
         else:
             say(f"the run is {decision.reason}")
             self.run.set_state(decision.reason, reason="")
+        notify.ended(self.run, self.config, say)
 
 
 def say(text: str) -> None:
@@ -445,6 +448,7 @@ def supervise(
     except (Refused, Failed) as error:
         say(str(error))
         run.set_state("failed", reason=str(error))
+        _notify(run)
         return error.status
     except allocations.OutsideOfJob as error:
         say(str(error))  # and not into the run's state: the run may well be alive in its job
@@ -454,7 +458,13 @@ def supervise(
         say(str(failure))
         with contextlib.suppress(OSError):
             run.set_state("failed", reason=str(failure))
+            _notify(run)
         return failure.status
+
+
+def _notify(run: Run) -> None:
+    with contextlib.suppress(Refused, OSError):  # its configuration may be what is wrong
+        notify.ended(run, run.config(), say)
 
 
 if __name__ == "__main__":

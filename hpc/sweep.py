@@ -322,6 +322,9 @@ def find(root: Path, text: str) -> Sweep:
 
 
 def of_run(run: Run) -> Path | None:
-    """The folder of the sweep that a run belongs to."""
+    """The folder of the sweep that a run belongs to, also where both were moved together."""
     found = (read_json(run.manifest_file) or {}).get("sweep")
-    return Path(found) if isinstance(found, str) else None
+    if not isinstance(found, str):
+        return None
+    beside = run.folder.parent.parent / Path(found).parent.name / Path(found).name
+    return beside if (beside / FILE).is_file() else Path(found)

@@ -148,10 +148,18 @@ def purge(folder: Path, keep_latest: int, keep_every: int) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what writers that died left behind: unfinished checkpoints, never a complete or a corrupt one."""
+    for path in leftovers(folder):
+        remove(path)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Unfinished checkpoints: being written, or left behind by a writer that died."""
+    found = []
     for path in folder.iterdir():
         unmarked = _STEP.fullmatch(path.name) and not any((path / m).exists() for m in (COMPLETE, CORRUPT))
         if unmarked or _TEMPORARY.fullmatch(path.name):
-            remove(path)
+            found.append(path)
+    return found
 
 
 def remove(path: Path) -> None:

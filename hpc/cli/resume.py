@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from hpc import runs
 from hpc.cli import submit as submitting
@@ -28,15 +29,24 @@ def main(argv: list[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(HELP, end="", file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
-    flags = {flag for flag in submitting.FLAGS if flag in argv}
-    rest = [word for word in argv if word not in submitting.FLAGS]
+    run, new, flags = one_run(argv, submitting.FLAGS)
+    return _resume(run, new, flags)
+
+
+def one_run(argv: list[str], allowed: Sequence[str]) -> tuple[Run, list[str], set[str]]:
+    """The run, the overrides and the flags that were typed.
+
+    Raises:
+        Refused: for another flag, and if not exactly one run is named.
+    """
+    flags = {word for word in argv if word in allowed}
+    rest = [word for word in argv if word not in allowed]
     if unknown := [word for word in rest if word.startswith("-")]:
-        raise Refused(f"unknown flag {unknown[0]}. Allowed: {', '.join(submitting.FLAGS)}")
+        raise Refused(f"unknown flag {unknown[0]}. Allowed: {', '.join(allowed)}")
     named = [word for word in rest if "=" not in word and not word.startswith("~")]
     if len(named) != 1:
         raise Refused(f"name one run, not {len(named)} ({', '.join(named) or 'none'}). Runs are listed by: hpc status")
-    run = runs.find(runs.root(), named[0])
-    return _resume(run, [word for word in rest if word not in named], flags)
+    return runs.find(runs.root(), named[0]), [word for word in rest if word not in named], flags
 
 
 def _resume(run: Run, new: list[str], flags: set[str]) -> int:

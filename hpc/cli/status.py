@@ -38,17 +38,22 @@ def main(argv: list[str]) -> int:
     elif not rows:
         print(f"no runs under {root.resolve()}. Start one: hpc submit")
     else:
-        _table(rows)
+        table(rows)
     return 0
 
 
-def _table(rows: list[Row]) -> None:
+def table(rows: list[Row]) -> None:
+    """Print a line a run."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from monitoring.text import clean
+
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("run", "id", "state", "job", "cluster", "attempt", "step", "tokens", "why"):
+    columns = ["run", "id", "state", "job", "cluster", "attempt", "step", "tokens", "why"]
+    written = any(row.tags or row.note for row in rows)
+    for column in [*columns, "notes"] if written else columns:
         table.add_column(column, overflow="fold", no_wrap=column in ("id", "state"))
     colours = {
         "running": "green",
@@ -71,6 +76,9 @@ def _table(rows: list[Row]) -> None:
             f"{row.tokens:,}{share}" if row.tokens else "",
             row.reason,
         ]
+        if written:
+            # The first line says what it is about; all of it: hpc runs note RUN
+            cells.append(" ".join([*(f"#{tag}" for tag in row.tags), clean(row.note.partition("\n")[0])]).strip())
         table.add_row(*[cell if isinstance(cell, Text) else Text(cell) for cell in cells])
     console = Console()
     if not console.is_terminal:

@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,8 +203,12 @@ def _run_hydra(words: list[str], task: Any) -> None:
         GlobalHydra.instance().clear()
 
 
-def tell(plan: Plan, run: Run, flags: set[str]) -> None:
-    """Say what was dispatched where."""
+def tell(plan: Plan, run: Run, flags: set[str], kin: Mapping[str, Any] | None = None) -> None:
+    """Say what was dispatched where.
+
+    Args:
+        kin: what else programs are told: the run that this one comes from.
+    """
     where = plan.config.cluster.name + (" (EMULATED)" if plan.emulated else "")
     if "--json" in flags:
         print(
@@ -217,6 +221,7 @@ def tell(plan: Plan, run: Run, flags: set[str]) -> None:
                     "cluster": plan.config.cluster.name,
                     "emulated": plan.emulated,
                     "submitted": time.time(),
+                    **(kin or {}),
                 }
             ),
             flush=True,

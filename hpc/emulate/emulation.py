@@ -114,7 +114,9 @@ class Emulation:
         if known.preemptible is not None:
             default = cluster.partitions[cluster.default_partition]
             partitions[known.preemptible] = dataclasses.replace(default, preemptible=True)
-        return dataclasses.replace(cluster, node_types=node_types, partitions=partitions)
+        # All nodes are this machine, where the site's environments are not.
+        here = {"venv": None, "conda": None}
+        return dataclasses.replace(cluster, node_types=node_types, partitions=partitions, **here)
 
     def node_states(self) -> dict[str, str]:
         """Each node's state as sinfo spells it, such as idle, mixed, down*.

@@ -41,6 +41,15 @@ def hpc(*words: str, home: Path, **env: str) -> subprocess.CompletedProcess[str]
         ["logs", "nothing"],
         ["watch", "nothing"],
         ["cancel", "nothing"],
+        ["runs", "tag", "nothing", "good"],
+        ["runs", "--state", "nothing"],
+        ["diff", "nothing", "nothing"],
+        ["retry", "nothing"],
+        ["fork", "nothing", "--step", "4"],
+        ["rm", "--yes", "nothing"],
+        ["gc", "--yes", "nothing"],
+        ["submit", "job=hello", "notify.mail='me;touch pwned'"],
+        ["submit", "job=hello", "notify.webhook=example.org"],
         ["sumbit"],
         ["submit", "--dryrun"],
         ["submit", "job=hello", "name=${nosuch}"],
@@ -179,6 +188,8 @@ def test_logs_show_a_last_line_that_was_never_ended_and_the_last_n_over_all_atte
     assert done.stdout == "killed in the mid\nagain\n"
     followed = hpc("logs", "last", "-f", home=tmp_path)
     assert followed.stdout.splitlines()[-1].endswith("the run is finished")
+    merged = hpc("logs", "last", "-f", "--all", home=tmp_path).stdout.splitlines()
+    assert {line.partition("|")[0].strip() for line in merged} == {"supervisor", "rank 0", "rank 1"}
     assert hpc("logs", "last", "-n", "-2", home=tmp_path).returncode == 2
 
 

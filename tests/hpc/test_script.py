@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
+import venv
 from pathlib import Path
 
 import pytest
 
+from hpc.check import problems
 from hpc.cli import main
 from hpc.compose import CONF, compose
 from hpc.request import resolve
@@ -70,29 +74,51 @@ def test_rendering_twice_gives_the_same_text() -> None:
     assert script("cluster=noctua2") == script("cluster=noctua2")
 
 
-def test_ranks_in_a_container() -> None:
-    config = compose(
-        [
-            "cluster=noctua2",
-            "cluster.container.runtime=apptainer",
-            "cluster.container.image=/img.sif",
-            "cluster.python=py",
-        ]
-    )
-    words = rank_command(config, RUN)
-    assert words[:3] == ["apptainer", "exec", "--nv"]
-    assert words[words.index("/img.sif") + 1] == "/bin/sh"
-    config = compose(
-        [
-            "cluster=noctua2",
-            "cluster.container.runtime=pyxis",
-            "cluster.container.image=/img.sqsh",
-            "cluster.container.mounts=[/scratch]",
-        ]
-    )
-    options = step_options(config, resolve(config), RUN / "attempts/0")
-    assert "--container-image=/img.sqsh" in options
-    assert "--container-mounts=/scratch" in options
+KINDS = {
+    "venv": ["cluster.venv=/shared/my venv"],
+    "conda": ["cluster.modules=[lang/Miniforge3]", "cluster.conda='lm; touch pwned'"],
+    "apptainer": [
+        *("cluster.container.runtime=apptainer", "cluster.container.image=/shared/torch.sif"),
+        *("cluster.container.python=python3", "cluster.container.mounts=[/scratch]", "cluster.python=/usr/bin/python3"),
+    ],
+    "pyxis": [
+        *("cluster.container.runtime=pyxis", "cluster.container.image='nvcr.io#nvidia/pytorch:25.01-py3'"),
+        *("cluster.container.python=python3", "cluster.container.mounts=['/scratch:/tmp']"),
+        "cluster.python=/usr/bin/python3",
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_environment(kind: str) -> None:
+    """The script, and what it comes to for each rank."""
+    config = compose(["cluster=noctua2", "data.path=/shared/data/de", *KINDS[kind]])
+    request = resolve(config)
+    ranks = ["srun", *step_options(config, request, RUN / "attempts/0"), *rank_command(config, RUN)]
+    same_as_golden(f"environment_{kind}.sh", f"{render(config, request, RUN)}# ranks: {shlex.join(ranks)}\n")
+
+
+def test_a_virtual_environment_is_the_one_whose_python_runs(tmp_path: Path) -> None:
+    place = tmp_path / "my $(touch pwned) venv"
+    venv.create(place)
+    config = compose(["cluster=noctua2", "cluster.modules=[]"])
+    config.cluster.venv = str(place)
+    lines = render(config, resolve(config), RUN).splitlines()
+    ask = [*lines[:-1], "python -c 'import sys; print(sys.prefix)'", lines[-1].replace("-m hpc.supervise", "-V #")]
+    done = subprocess.run(["bash", "-c", "\n".join(ask)], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.stdout.splitlines()[0] == str(place), done.stderr
+    assert done.returncode == 0 and "Python 3" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == [place.name]
+    config.cluster.venv = "/nowhere"
+    text = render(config, resolve(config), RUN)
+    assert subprocess.run(["bash", "-c", text], capture_output=True, cwd=tmp_path, timeout=60).returncode == 127
+
+
+def test_only_one_environment_and_mounts_that_stay_one_word() -> None:
+    both = compose(["cluster=noctua2", "job=hello", "cluster.venv=/v", "cluster.conda=c"])
+    assert "not both" in str(problems(both, resolve(both))[0])
+    mount = compose(["cluster=noctua2", "job=hello", "cluster.container.mounts=['/a,/b']"])
+    assert "without commas" in str(problems(mount, resolve(mount))[0])
 
 
 def test_steps_say_cores_again_and_die_together() -> None:

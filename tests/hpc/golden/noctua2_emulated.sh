@@ -14,7 +14,7 @@
 #SBATCH --signal=B:USR2@300
 #SBATCH --time=2-00:00:00
 
-# EMULATED: no modules, and all nodes are this machine
+# EMULATED: no modules or environments, and all nodes are this machine
 export HPC_EMULATED=1
 export NCCL_IB_RETRY_CNT=10
 export NCCL_IB_TIMEOUT=50
