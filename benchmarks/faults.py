@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -75,7 +76,7 @@ class Result:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name has this")
+    parser.add_argument("--only", default="", metavar="REGEX", help="cases whose name matches")
     parser.add_argument("--soak", type=int, default=50, help="random faults in one run (50)")
     parser.add_argument("--markdown", type=Path, help="write the table there")
     args = parser.parse_args()
@@ -93,7 +94,7 @@ def main() -> None:
                 "--wait",
             )
             bench = Bench(folder, emulation, SOAK_STEPS if args.soak else STEPS)
-            found = [bench.tried(case) for case in cases(str(emulation.preemptible)) if args.only in case.name]
+            found = [bench.tried(case) for case in cases(str(emulation.preemptible)) if re.search(args.only, case.name)]
             soaked = bench.soak(args.soak) if args.soak else 0
     table = _table(found)
     print(table)
