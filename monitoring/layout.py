@@ -5,7 +5,7 @@ runs/<name>/<id>/
   config.yaml  state.json  FINISHED  job.log  sample.txt
   attempts/<k>/
     attempt.json     who runs this attempt, when it began and how it ended
-    rank-<r>.jsonl   records of a rank (monitoring/record.py is the protocol)
+    rank-<r>.jsonl   records of a rank (monitoring/recorder.py is the protocol)
     experts.jsonl    tokens per expert, written by rank 0
     rank-<r>.log     stdout and stderr of a rank
 ```

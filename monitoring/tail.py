@@ -18,8 +18,8 @@ from typing import Any
 import orjson
 
 from monitoring import layout
-from monitoring.record import PROTOCOL
-from monitoring.record import metric as number_of
+from monitoring.recorder import PROTOCOL
+from monitoring.recorder import metric as number_of
 from monitoring.text import clean
 
 _HEAD = 256  # bytes by which a file is known again
@@ -86,7 +86,7 @@ class _Growing:
 
 
 class RecordTail(_Growing):
-    """The new records of one file of the protocol in ``monitoring/record.py``.
+    """The new records of one file of the protocol in ``monitoring/recorder.py``.
 
     Args:
         begin: read a file that is already there only from so many bytes before its end; None: all of it.

@@ -143,7 +143,7 @@ def _values(rows: list[Standing], metric: str | None) -> tuple[str, dict[int, fl
 def _recorded(rows: list[Standing]) -> list[str]:
     """Names of what the first run with any record recorded with its newest step."""
     from monitoring import layout
-    from monitoring.record import metric
+    from monitoring.recorder import metric
     from monitoring.tail import last_record
 
     for row in rows:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from monitoring.record import number
+from monitoring.recorder import number
 from monitoring.snapshot import Attempt, Snapshot
 from monitoring.terminal.words import clock, duration, figure, plural
 from monitoring.text import clean

@@ -20,7 +20,7 @@ from hpc.cli.submit import plans
 from hpc.runs import Run
 from hpc.submit import Plan
 from hpc.sweep import Array, Member, Sweep, changes
-from monitoring.record import Recorder
+from monitoring.recorder import Recorder
 
 from .test_script import same_as_golden
 
