@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitoring import recorder
+from monitoring import recorder as record
 from monitoring.layout import experts_records, rank_records
 from monitoring.recorder import LINE, PROTOCOL, Recorder, encode, metric, number
 
@@ -153,7 +153,7 @@ def test_a_hand_over_costs_less_than_ten_microseconds(tmp_path: Path) -> None:
 def test_many_records_are_few_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     write = os.write
-    monkeypatch.setattr(recorder.os, "write", lambda handle, data: calls.append(data) or write(handle, data))
+    monkeypatch.setattr(record.os, "write", lambda handle, data: calls.append(data) or write(handle, data))
     recorder = new(tmp_path)
     for step in range(1000):
         recorder.step(step=step, tokens=step, loss=1.0)
@@ -294,7 +294,7 @@ def _bytes(path: Path) -> bytes:
 
 def test_a_write_takes_all_records_also_those_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "WAITING", 5)
-    file = recorder._File(tmp_path / "rank-0.jsonl", {})
+    file = record._File(tmp_path / "rank-0.jsonl", {})
     file.made.extend(("step", 0.0, {"step": n, "tokens": n}) for n in range(1, 20))
     assert file.write() and file.sync()
     file.close()
@@ -310,7 +310,7 @@ def test_a_sync_that_the_disk_refuses_is_no_sync(tmp_path: Path, monkeypatch: py
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr(recorder.os, "fsync", refuse)
+        patched.setattr(record.os, "fsync", refuse)
         assert not recorder.sync()
     assert recorder.close()
 
