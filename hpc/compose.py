@@ -52,12 +52,27 @@ def cluster(overrides: list[str]) -> Cluster:
 
 
 def opened(overrides: list[str]) -> list[str]:
-    """Overrides of mappings with keys of one's own, such as data.mixture.weights={de: 2}, as Hydra wants to see them.
+    """Overrides as Hydra wants to see them, from what is natural to type.
 
-    To Hydra a key that is not there yet is a mistake, unless "++" says that it is none.
+    To Hydra a key that is not there yet, as in data.mixture.weights={de: 2}, is a mistake, unless "++" says that it is
+    none. A command is text with spaces, commas and equal signs, which Hydra would read as its own. And a run of a
+    program is not called after the experiment that happens to be the default.
     """
     mappings = [path for path, kind in paths() if _of_values(kind)]
-    return [f"++{w}" if any(re.match(rf"{re.escape(m)}(\.[^=]*)?=", w) for m in mappings) else w for w in overrides]
+    words = [f"++{w}" if any(re.match(rf"{re.escape(m)}(\.[^=]*)?=", w) for m in mappings) else w for w in overrides]
+    if "job=command" in words and not any(re.match(r"\+*name=|experiment=", word) for word in words):
+        words.insert(0, "name=command")
+    return [_quoted(word) for word in words]
+
+
+def _quoted(word: str) -> str:
+    """A command as one text; one that is quoted already, a list, or several to be swept over, is left to Hydra."""
+    key, _, value = word.partition("=")
+    if key != "command" or not value or value[0] in "'\"[" or re.match(r"(choice|glob|shuffle)\(|null$", value):
+        return word
+    # In a quoted value of Hydra's a backslash stands for itself, but before a quote.
+    text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
+    return f"command='{text}'"
 
 
 def _of_values(kind: Any) -> bool:

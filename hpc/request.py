@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from hpc.config import Config, NodeType, Partition
+from hpc.config import CommandJob, Config, NodeType, Partition
 from hpc.errors import Refused
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
@@ -56,6 +56,7 @@ class Request:
     cpus_per_rank: int
     time: float  # seconds; inf where there is no limit
     grace: int  # seconds
+    processes_per_rank: int = 1  # that compute: more than one where a rank is a program that starts them itself
 
     @property
     def world_size(self) -> int:
@@ -82,6 +83,8 @@ def resolve(config: Config) -> Request:
         )
     node = cluster.node_types[limits.node_type]
     ranks = job.ranks_per_node
+    if ranks is None and isinstance(job, CommandJob):
+        ranks = 1
     if ranks is None:
         ranks = node.gpus or (1 if cluster.launcher.name == "slurm" else node.cores)
     try:
@@ -99,14 +102,23 @@ def resolve(config: Config) -> Request:
             f"job.time={asked}: no time that Slurm can read. Allowed: MM, MM:SS, HH:MM:SS, D-HH:MM:SS. "
             "Try: job.time=2-00:00:00"
         ) from None
+    gpus = job.gpus_per_node
+    if gpus is None:
+        gpus = node.gpus if cluster.exclusive or _starts_its_own(config) else min(node.gpus, ranks)
     return Request(
         partition=name,
         limits=limits,
         node=node,
         nodes=job.nodes if job.nodes is not None else min(node.count, limits.max_nodes or node.count),
         ranks_per_node=ranks,
-        gpus_per_node=min(node.gpus, ranks) if not cluster.exclusive else node.gpus,
+        gpus_per_node=gpus,
         cpus_per_rank=max(1, node.cores // max(1, ranks)),
         time=time,
         grace=job.grace,
+        processes_per_rank=max(1, gpus) if _starts_its_own(config) else 1,
     )
+
+
+def _starts_its_own(config: Config) -> bool:
+    """Whether a rank is a program that starts a process for each GPU of its node."""
+    return isinstance(config.job, CommandJob) and config.job.ranks_per_node is None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc import check, provenance, slurm, submit
-from hpc.config import Config, Launcher, TrainJob
+from hpc.config import CommandJob, Config, Launcher, TrainJob
 from hpc.errors import Failed, Refused
 from hpc.queue import belongs, controller, local_lives
 from hpc.runs import Run, disk_failure, read_json, sync_folder, write_json, write_text
@@ -45,6 +45,10 @@ def keep_places(config: Config, run: Run, new: list[str]) -> None:
         config.data.corpus.files = before.data.corpus.files
     if "train.init_from" not in keys:
         config.train.init_from = before.train.init_from
+    if isinstance(config.job, CommandJob) and isinstance(before.job, CommandJob):
+        for name in ("directory", "pythonpath"):
+            if f"job.{name}" not in keys:
+                setattr(config.job, name, getattr(before.job, name))
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def refuse_live(run: Run) -> None:
     )
 
 
-def refuse_finished(run: Run, config: Config) -> None:
+def refuse_finished(run: Run, config: Config, new: list[str]) -> None:
     """
     Raises:
         Refused: if there is nothing left to do.
@@ -143,6 +147,10 @@ def refuse_finished(run: Run, config: Config) -> None:
     done = read_json(run.finished_file)
     if done is None:
         return
+    if isinstance(config.job, CommandJob):
+        if any(re.match(r"(command|args)\b", _key(word)) for word in new):
+            return
+        raise Refused(f"{run.name}/{run.id} is finished. To go on in its folder: hpc resume {run.id} command=...")
     reached = done.get("tokens")
     if isinstance(reached, int) and config.train.tokens > reached:
         return

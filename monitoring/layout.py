@@ -25,6 +25,8 @@ SAMPLE = "sample.txt"
 ATTEMPTS = "attempts"
 ATTEMPT_INFO = "attempt.json"
 EXPERTS = "experts.jsonl"
+# Who writes the records of a program that hpc did not write: itself; or meanwhile, whoever reads what it prints.
+OWN_RECORDS, FOLLOWED = "own-records", "followed"
 
 _RECORDS = re.compile(r"rank-(\d+)\.jsonl")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -240,3 +241,22 @@ def last_step(attempt: Path) -> int | None:
     """The newest step that rank 0 recorded in an attempt's folder; None if there is none."""
     record = last_record(attempt)
     return None if record is None else record["step"]
+
+
+class LineTail(_Growing):
+    """The new lines of a log, each state of a progress bar as a line of its own, without escape sequences."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._torn = b""
+
+    def read(self, *, rest: bool = False) -> Iterator[str]:
+        """The lines since the last call; with ``rest`` also one that was never ended, as nothing will follow it."""
+        for again, block in self._blocks():
+            self.offset += len(block)
+            *lines, torn = re.split(rb"[\r\n]", (b"" if again else self._torn) + block)
+            self._torn = torn[-(1 << 14) :]
+            yield from (_text(line) for line in lines if line)
+        if rest and self._torn:
+            yield _text(self._torn)
+            self._torn = b""

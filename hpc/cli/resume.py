@@ -52,7 +52,7 @@ def _resume(run: Run, new: list[str], flags: set[str]) -> int:
         resume.keep_phases(config, saved, new)
 
     (plan,) = submitting.plans(typed, dry_run=dry_run, begun=saved is not None, change=keep)
-    resume.refuse_finished(run, plan.config)
+    resume.refuse_finished(run, plan.config, new)
     if saved is not None:
         resume.refuse_other(run, plan.config, saved, new)
     if dry_run:
