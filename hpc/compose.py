@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import re
@@ -36,12 +37,50 @@ def compose(overrides: list[str]) -> Config:
         Refused: for a mistake in the overrides or in a YAML file.
     """
     from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
 
     register()
     try:
-        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        with _composer():
             return typed(hydra_compose(CONFIG_NAME, opened(overrides)))
+    except Exception as error:
+        raise refused(error) from error
+
+
+@contextlib.contextmanager
+def _composer() -> Iterator[None]:
+    """Hydra for conf/, in a process that may be using it for something else."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
+def combinations(overrides: list[str]) -> list[tuple[list[str], Config]]:
+    """Every combination that overrides such as optim.lr=1e-3,1e-4 ask for: what asks for it alone, and what it is.
+
+    Raises:
+        Refused: for a mistake in the overrides or in a YAML file.
+    """
+    from hydra import compose as hydra_compose
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from hpc import combinations as several
+
+    register()
+    try:
+        with _composer():
+            loader = GlobalHydra.instance().config_loader()
+            found = several.expand(OverridesParser.create(config_loader=loader).parse_overrides(opened(overrides)))
+            is_group = lambda key: bool(loader.get_group_options(key))  # noqa: E731
+            configs = several.compose(found, lambda words: hydra_compose(CONFIG_NAME, words), is_group)
+            return list(zip(found, configs, strict=True))
     except Exception as error:
         raise refused(error) from error
 
@@ -70,9 +109,13 @@ def _quoted(word: str) -> str:
     key, _, value = word.partition("=")
     if key != "command" or not value or value[0] in "'\"[" or re.match(r"(choice|glob|shuffle)\(|null$", value):
         return word
-    # In a quoted value of Hydra's a backslash stands for itself, but before a quote.
-    text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
-    return f"command='{text}'"
+    return f"command={quoted(value)}"
+
+
+def quoted(text: str) -> str:
+    """A text in Hydra's notation, in which a backslash stands for itself, but before a quote."""
+    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
+    return f"'{escaped}'"
 
 
 def _of_values(kind: Any) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hpc import check, provenance, slurm, submit
 from hpc.config import CommandJob, Config, Launcher, TrainJob
@@ -156,6 +157,33 @@ def refuse_finished(run: Run, config: Config, new: list[str]) -> None:
         return
     more = f" at {reached:,} tokens. To train longer: hpc resume {run.id} train.tokens={2 * reached}" if reached else ""
     raise Refused(f"{run.name}/{run.id} is finished{more}")
+
+
+class Plans(Protocol):
+    """Composes what was typed into a checked request."""
+
+    def __call__(self, typed: list[str], *, begun: bool, change: Callable[[Config], None]) -> Plan: ...
+
+
+def plan(run: Run, new: list[str], plans: Plans) -> tuple[Plan, list[str]]:
+    """The request to go on with a run as it was typed, but for ``new``; and all that would have to be typed for it.
+
+    Raises:
+        Refused: if the run has not ended, has nothing left to do, or cannot go on in this way.
+    """
+    refuse_live(run)
+    typed = words(run, new)
+    saved = origin(run)
+
+    def keep(config: Config) -> None:
+        keep_places(config, run, new)
+        keep_phases(config, saved, new)
+
+    found = plans(typed, begun=saved is not None, change=keep)
+    refuse_finished(run, found.config, new)
+    if saved is not None:
+        refuse_other(run, found.config, saved, new)
+    return found, typed
 
 
 def resume(run: Run, plan: Plan, typed: list[str], new: list[str]) -> str:

@@ -7,7 +7,6 @@ import difflib
 import json
 import math
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -192,17 +191,9 @@ def _resume(found: Sweep, args: argparse.Namespace) -> int:
 
 
 def _cancel(found: Sweep, args: argparse.Namespace) -> int:
-    from hpc.cli.cancel import cancel
-    from hpc.standing import ENDED, drop_waiting, standings
+    from hpc.cancel import cancel_sweep
 
-    # The marker first: should this process die here, what has not begun ends as it begins.
-    runs.write_text(found.cancel_file, f"{time.time()}\n")
-    told = {}
-    for row in standings(found):
-        run = runs.Run(Path(row.folder))
-        if row.state not in ENDED and run.config_file.exists():
-            told[row.run] = cancel(run, now=args.now)
-    drop_waiting(found)
+    told = cancel_sweep(found, now=args.now)
     if args.json:
         print(json.dumps({"sweep": found.id, "runs": told}))
     else:
