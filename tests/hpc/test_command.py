@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -170,9 +169,10 @@ def test_a_program_works_where_it_was_submitted_and_is_told_of_its_run(start: St
 
 
 def test_its_own_modules_come_before_ours(start: Start, here: Path) -> None:
-    (here / "trainer.py").write_text("NAME = 'mine'")
+    (here / "mine").mkdir()
+    (here / "mine" / "trainer.py").write_text("NAME = 'mine'")
     code = "import trainer, monitoring; print(trainer.NAME, monitoring.__file__)"
-    run = start("job=command", command(PYTHON, "-c", code), f"job.pythonpath={here}")
+    run = start("job=command", command(PYTHON, "-c", code), f"job.pythonpath={here}/mine")
     assert wait(run, quiet=True) == 0
     assert f"mine {run.code}/monitoring" in output(run)
 
