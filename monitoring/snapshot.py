@@ -19,6 +19,7 @@ from monitoring import layout
 from monitoring.history import History, Series, attempt_row, read_json
 from monitoring.tail import TextTail
 
+TRAINING = "jobs.train.Train"  # the kind of job whose configuration says how long it trains
 ENDED = ("finished", "failed", "cancelled")
 
 
@@ -229,7 +230,7 @@ def _attempts(history: History, finished: bool) -> tuple[Attempt, ...]:
 
 def _target(config: Mapping[str, Any], history: History) -> tuple[int | None, int | None]:
     """Tokens and steps at which the run is done, of a training as asked for, of another program as it says."""
-    if (config.get("job") or {}).get("_target_") != "jobs.train.Train":
+    if (config.get("job") or {}).get("_target_", TRAINING) != TRAINING:
         events = (event for records in reversed(history.attempts) for event in reversed(records.events))
         said = next((event.get("steps") for event in events if event.get("event") == "target"), None)
         return None, _count(said)
