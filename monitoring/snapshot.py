@@ -116,10 +116,9 @@ class Snapshot:
 
     @property
     def share(self) -> float | None:
-        """Tokens consumed over the target, 0 to 1."""
-        if self.target_tokens is None or self.target_tokens <= 0:
-            return None
-        return min(1.0, (self.tokens or 0) / self.target_tokens)
+        """Tokens consumed over the target, 0 to 1; steps, where only those have one."""
+        done, target = (self.tokens, self.target_tokens) if self.target_tokens else (self.step, self.target_steps)
+        return min(1.0, (done or 0) / target) if target and target > 0 else None
 
     @property
     def eta_s(self) -> float | None:

@@ -23,6 +23,7 @@ from hpc.requeue import Cause
 from hpc.runs import READY, Run
 from hpc.waiting import wait
 from monitoring.snapshot import Reader
+from monitoring.terminal.plain import plain
 from tests.hpc.conftest import processes
 from tests.hpc.programs import DISTRIBUTED, TRAINING
 from tests.hpc.test_supervise import causes, ready, until
@@ -199,6 +200,8 @@ def test_at_the_limit_it_saves_and_the_next_attempt_goes_on(start: Start, script
     snapshot = Reader(run.folder).read()
     assert (snapshot.step, snapshot.tokens, snapshot.target_steps, snapshot.lost_steps) == (40, 4000, 40, 0)
     assert list(snapshot.loss.steps) == list(range(1, 41))
+    assert "step 40 of 40 (100.0 %), 4,000 tokens" in plain(snapshot)
+    assert main(["watch", "--json", str(run.folder)]) == 0
     assert "resume 1" in output(run, 1)
     finished = json.loads(run.finished_file.read_text())
     assert (finished["step"], finished["tokens"], finished["loss"]) == (40, 4000, 0.25)
