@@ -23,7 +23,7 @@ from hpc.request import resolve
 from hpc.runs import Run, load_config, mark_finished, write_text
 from monitoring.follow import Follower
 from monitoring.recorder import Recorder
-from monitoring.tail import last_record
+from monitoring.tail import last_record, last_value
 
 # Below the ports that Linux gives out by itself: what listens there does so on purpose.
 PORTS = range(10_000, 32_000)
@@ -105,7 +105,9 @@ class Command:
 
     def _summary(self, attempt: Attempt) -> dict[str, float]:
         last = last_record(attempt.folder) or {}
-        return {name: last[name] for name in ("step", "tokens", "loss") if name in last}
+        known = {name: last[name] for name in ("step", "tokens") if name in last}
+        loss = last_value(self.run.folder, "loss")  # the newest record may be of a validation alone
+        return known if loss is None else known | {"loss": loss}
 
 
 def _meet(attempt: Attempt) -> tuple[str, int]:
