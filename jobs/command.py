@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from hpc import check_command, program
+from hpc import check_command, ledger, program
 from hpc.attempt import Attempt
 from hpc.config import CommandJob
 from hpc.errors import Failed, Refused
@@ -104,7 +104,9 @@ class Command:
         return follower.start()
 
     def _summary(self, attempt: Attempt) -> dict[str, float]:
-        last = last_record(attempt.folder) or {}
+        # Of the newest attempt that recorded any: this one may have found nothing left to do.
+        records = (last_record(ledger.folder(self.run, number)) for number in range(attempt.number, -1, -1))
+        last = next(filter(None, records), {})
         known = {name: last[name] for name in ("step", "tokens") if name in last}
         loss = last_value(self.run.folder, "loss")  # the newest record may be of a validation alone
         return known if loss is None else known | {"loss": loss}

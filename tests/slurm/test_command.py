@@ -12,7 +12,7 @@ import pytest
 
 from hpc import emulate, ledger
 from hpc.runs import Run
-from hpc.slurm import queue
+from hpc.slurm import in_queue
 from tests.hpc.programs import DISTRIBUTED
 
 
@@ -45,4 +45,4 @@ def test_torchrun_on_two_nodes_saves_when_asked_and_goes_on(
     texts = [(ledger.folder(run, 1) / f"rank-{rank}.log").read_text() for rank in range(2)]
     assert sum(f"begin at {record.step} of 2 processes" in text for text in texts) == 1
     assert json.loads(run.finished_file.read_text())
-    wait_for(lambda: run.job_id not in queue(None, emulation.environment), 30)
+    wait_for(lambda: in_queue(str(run.job_id), emulation.environment) is None, 30)
