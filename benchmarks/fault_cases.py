@@ -167,6 +167,12 @@ def _preempted_with_grace(scene: Scene) -> None:
         slurm.call(["scontrol", "update", partition, "GraceTime=0"], environment=scene.emulation.environment)
 
 
+def _time_limit(scene: Scene) -> None:
+    """The limit is lowered to a minute, of which less is left than ranks are given to save."""
+    scene.at_step(13)
+    slurm.set_time_limit(scene.job_id, 1, scene.emulation.environment)
+
+
 def _between_attempts(scene: Scene) -> None:
     """The notice of a time limit comes while the supervisor has no ranks to hand it to."""
     scene.at_step(13)
@@ -364,7 +370,9 @@ def cases(partition: str) -> list[Case]:
     requeued = frozenset({"preemption"})
     return [
         *(_in_rank(fault, place) for fault in _ACTS for place in _PLACES),
-        Case("time limit", "step", frozenset({"time_limit"}), overrides=["job.time=1", "job.grace=45"]),
+        Case(
+            "time limit", "step", frozenset({"time_limit"}), _time_limit, overrides=["job.time=5", "job.grace=150"]
+        ),
         Case("time limit between two attempts", "start-up", frozenset({"crash"}), _between_attempts),
         Case("preemption without grace", "step", requeued, _preempted, overrides=[f"job.partition={partition}"]),
         Case(

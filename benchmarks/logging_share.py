@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monitoring.record import Recorder
+from monitoring.recorder import Recorder
 from trainer.config import TrainerConfig
 from trainer.parallel import Engine
 from trainer.step import Dataset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc import ledger
+from hpc.config import CommandJob
 from hpc.diagnose import Diagnosis
 from hpc.ledger import Record
 from hpc.requeue import Cause
@@ -37,6 +39,7 @@ def account(run: Run, record: Record, ended: float) -> dict[str, Any]:
     ready = folder / READY
     parts = spent(folder, record.began, ended, ready.stat().st_mtime if ready.exists() else None)
     saved = newest_saved(run)
+    own = isinstance(run.config().job, CommandJob)  # whose checkpoints only the program itself can read
     known = [step for step in (last_step(folder), saved) if step is not None]
     reached = max(known) if known else None
     seconds = {name: getattr(parts, name) for name in ("starting", "training", "saving", "ending")}
@@ -44,7 +47,8 @@ def account(run: Run, record: Record, ended: float) -> dict[str, Any]:
         "ended": ended,
         "step": reached,
         "first_step": parts.first_step,
-        "lost_steps": None if reached is None else reached - (saved or 0),
+        "lost_steps": None if reached is None or own else reached - (saved or 0),
+        "saved": own and changed_since(run.checkpoints, record.began),
         "seconds": {"queued": queued(run, record), **seconds},
     }
 
@@ -58,6 +62,15 @@ def newest_saved(run: Run) -> int | None:
     """The step of the newest complete checkpoint."""
     names = (path.parent.name.removeprefix("step-") for path in run.checkpoints.glob("step-*/COMPLETE"))
     return max((int(step) for step in names if step.isdecimal()), default=None)
+
+
+def changed_since(folder: Path, moment: float) -> bool:
+    """Whether anything in a folder, at any depth, was written after a moment in unix time."""
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # removed meanwhile
+            if path.stat(follow_symlinks=False).st_mtime > moment:
+                return True
+    return False
 
 
 def queued(run: Run, record: Record) -> float:

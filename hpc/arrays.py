@@ -108,7 +108,8 @@ def _write(tmp: Sweep, folder: Path, plans: Sequence[Plan], typed: list[str], mo
     cluster, emulated = base.cluster, plans[0].emulated
     tmp.logs.mkdir()
     write_text(tmp.base_file, OmegaConf.to_yaml(OmegaConf.structured(base)))
-    write_json(tmp.manifest_file, provenance.manifest(typed, cluster.name, emulated=emulated))
+    manifest = provenance.manifest(typed, cluster.name, emulated=emulated)
+    write_json(tmp.manifest_file, manifest | submit.note_program(tmp.folder, base))
     if patch := provenance.dirty_patch():
         write_text(tmp.folder / "dirty.patch", patch)
     provenance.snapshot(tmp.code)

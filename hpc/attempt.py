@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from hpc.errors import Diverged, Failed, Refused
-from hpc.runs import ADDRESS, DIVERGED, READY, REFUSED, load_config, read_json, write_json, write_text
+from hpc.runs import ADDRESS, DIVERGED, READY, REFUSED, Run, load_config, read_json, write_json, write_text
 from monitoring.layout import attempt_info
 
 RUN = "HPC_RUN"  # the run folder
@@ -32,6 +32,15 @@ SUPERVISOR_DIED = "HPC_SUPERVISOR_DIED"  # likewise: the signal that ended the s
 # Set per rank by the supervisor where no Slurm step sets its own.
 RANK, WORLD_SIZE, LOCAL_RANK, NODE = "HPC_RANK", "HPC_WORLD_SIZE", "HPC_LOCAL_RANK", "HPC_NODE"
 PER_RANK = (RANK, WORLD_SIZE, LOCAL_RANK, NODE)
+# What the program of a command is told beside RUN, ATTEMPT, JOB_ID and DEADLINE.
+CHECKPOINTS = "HPC_CHECKPOINTS"  # the folder to save in
+RESUME = "HPC_RESUME"  # "1" if an attempt was made before this one, else "0"
+MASTER_ADDR, MASTER_PORT = "MASTER_ADDR", "MASTER_PORT"  # where the program's own processes meet
+NODE_RANK, NNODES = "NODE_RANK", "NNODES"
+PET = "PET"  # before the names of torchrun's options, such as PET_NNODES
+# Of a program that is started once for each of its processes, as torch.distributed has them.
+TORCH_RANK, TORCH_WORLD_SIZE, TORCH_LOCAL_RANK = "RANK", "WORLD_SIZE", "LOCAL_RANK"
+TORCH_LOCAL_WORLD_SIZE = "LOCAL_WORLD_SIZE"
 
 SIGNALS = {signal.SIGUSR2: "SIGUSR2", signal.SIGTERM: "SIGTERM", signal.SIGINT: "SIGINT"}
 
@@ -90,6 +99,36 @@ class Attempt:
         """The node of each rank; empty where all are on one. Ranks fill a node before the next."""
         names = (read_json(attempt_info(self.folder)) or {}).get("nodes") or []
         return [names[rank // self.ranks_per_node] for rank in range(self.world_size)] if len(names) > 1 else []
+
+    def program_environment(self, address: tuple[str, int], processes: int | None) -> dict[str, str]:
+        """What the program of a command is told.
+
+        Args:
+            address: where its processes meet.
+            processes: that it starts on each node itself; None for a program that is started once for each of them.
+        """
+        host, port, node_rank = address[0], str(address[1]), str(self.rank // self.ranks_per_node)
+        nodes = str(self.world_size // self.ranks_per_node)
+        told = {
+            RUN: str(self.run),
+            ATTEMPT: str(self.number),
+            JOB_ID: self.job_id,
+            CHECKPOINTS: str(Run(self.run).checkpoints),
+            RESUME: "1" if self.number else "0",
+            MASTER_ADDR: host,
+            MASTER_PORT: port,
+            NODE_RANK: node_rank,
+            NNODES: nodes,
+        }
+        if self.deadline is not None:
+            told[DEADLINE] = f"{self.deadline:.0f}"
+        if processes is None:
+            ranks = {TORCH_RANK: self.rank, TORCH_WORLD_SIZE: self.world_size, TORCH_LOCAL_RANK: self.local_rank}
+            ranks[TORCH_LOCAL_WORLD_SIZE] = self.ranks_per_node
+            return told | {name: str(value) for name, value in ranks.items()}
+        pet = {"NNODES": nodes, "NODE_RANK": node_rank, "MASTER_ADDR": host, "MASTER_PORT": port}
+        pet["NPROC_PER_NODE"] = str(processes)
+        return told | {f"{PET}_{name}": value for name, value in pet.items()}
 
     # -- being asked to stop ---------------------------------------------------------------------------------
 

@@ -6,7 +6,8 @@ import math
 import re
 from collections.abc import Iterator
 
-from hpc.config import Config, Container, Launcher, PrepareJob, TrainJob
+from hpc import check_command
+from hpc.config import CommandJob, Config, Container, Launcher, PrepareJob, TrainJob
 from hpc.request import Request, clock, seconds
 from hpc.runs import NAME
 from trainer import problems as training
@@ -27,6 +28,7 @@ def problems(config: Config, request: Request) -> list[Problem]:
     found = [*_name(config), *_words(config), *_shape(config, request), *_time(config, request), *_container(config)]
     found += _shared(config, request)
     found += _notify(config)
+    found += check_command.problems(config, request)
     if isinstance(config.job, TrainJob):
         own = list(
             training.problems(trainer_config(config), max(1, request.world_size), max(1, request.ranks_per_node))
@@ -59,6 +61,8 @@ def _words(config: Config) -> Iterator[Problem]:
             "cluster.runs=DIR",
         )
     given = {f"job.{n}": getattr(job, n) for n in ("account", "qos", "reservation", "constraint", "exclude")}
+    if isinstance(job, CommandJob):
+        given |= {"job.directory": job.directory, "job.pythonpath": job.pythonpath}
     given |= {f"cluster.{n}": getattr(cluster, n) for n in ("account", "qos", "reservation", "python", "venv", "conda")}
     given |= {f"cluster.container.{n}": getattr(cluster.container, n) for n in ("image", "python")}
     given |= {f"cluster.environment.{k}": v for k, v in cluster.environment.items()}
@@ -110,6 +114,9 @@ def _shape(config: Config, request: Request) -> Iterator[Problem]:
             f"{request.ranks_per_node} ranks share the {node.cores} cores of a node of {where}",
             f"job.cpus_per_rank={max(1, node.cores // max(1, request.ranks_per_node))}",
         )
+    if not 0 <= request.gpus_per_node <= node.gpus:
+        allowed = f"a node of {where} has {node.gpus} GPUs"
+        yield Problem("job.gpus_per_node", str(request.gpus_per_node), allowed, f"job.gpus_per_node={node.gpus}")
     memory = config.job.memory_gb
     if memory is not None and not 1 <= memory <= node.memory_gb:
         yield Problem(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import re
@@ -36,11 +37,10 @@ def compose(overrides: list[str]) -> Config:
         Refused: for a mistake in the overrides or in a YAML file.
     """
     from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
 
     register()
     try:
-        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        with _composer():
             return typed(hydra_compose(CONFIG_NAME, opened(overrides)))
     except Exception as error:
         raise refused(error) from error
@@ -53,14 +53,13 @@ def compose_many(combinations: list[list[str]]) -> Iterator[Config]:
         Refused: for a mistake in one of them.
     """
     from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     from hpc import combinations as combining
 
     register()
     try:
-        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        with _composer():
             loader = GlobalHydra.instance().config_loader()
             yield from combining.compose(
                 combinations,
@@ -71,18 +70,76 @@ def compose_many(combinations: list[list[str]]) -> Iterator[Config]:
         raise refused(error) from error
 
 
+@contextlib.contextmanager
+def _composer() -> Iterator[None]:
+    """Hydra for conf/, in a process that may be using it for something else."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
+def combinations(overrides: list[str]) -> list[tuple[list[str], Config]]:
+    """Every combination that overrides such as optim.lr=1e-3,1e-4 ask for: what asks for it alone, and what it is.
+
+    Raises:
+        Refused: for a mistake in the overrides or in a YAML file.
+    """
+    from hydra import compose as hydra_compose
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from hpc import combinations as several
+
+    register()
+    try:
+        with _composer():
+            loader = GlobalHydra.instance().config_loader()
+            found = several.expand(OverridesParser.create(config_loader=loader).parse_overrides(opened(overrides)))
+            is_group = lambda key: bool(loader.get_group_options(key))  # noqa: E731
+            configs = several.compose(found, lambda words: hydra_compose(CONFIG_NAME, words), is_group)
+            return list(zip(found, configs, strict=True))
+    except Exception as error:
+        raise refused(error) from error
+
+
 def cluster(overrides: list[str]) -> Cluster:
     """The cluster that overrides such as ``cluster=noctua2`` choose; a word without "=" is refused."""
     return compose(overrides).cluster
 
 
 def opened(overrides: list[str]) -> list[str]:
-    """Overrides of mappings with keys of one's own, such as data.mixture.weights={de: 2}, as Hydra wants to see them.
+    """Overrides as Hydra wants to see them, from what is natural to type.
 
-    To Hydra a key that is not there yet is a mistake, unless "++" says that it is none.
+    To Hydra a key that is not there yet, as in data.mixture.weights={de: 2}, is a mistake, unless "++" says that it is
+    none. A command is text with spaces, commas and equal signs, which Hydra would read as its own. And a run of a
+    program is not called after the experiment that happens to be the default.
     """
     mappings = [path for path, kind in paths() if _of_values(kind)]
-    return [f"++{w}" if any(re.match(rf"{re.escape(m)}(\.[^=]*)?=", w) for m in mappings) else w for w in overrides]
+    words = [f"++{w}" if any(re.match(rf"{re.escape(m)}(\.[^=]*)?=", w) for m in mappings) else w for w in overrides]
+    if "job=command" in words and not any(re.match(r"\+*name=|experiment=", word) for word in words):
+        words.insert(0, "name=command")
+    return [_quoted(word) for word in words]
+
+
+def _quoted(word: str) -> str:
+    """A command as one text; one that is quoted already, a list, or several to be swept over, is left to Hydra."""
+    key, _, value = word.partition("=")
+    if key != "command" or not value or value[0] in "'\"[" or re.match(r"(choice|glob|shuffle)\(|null$", value):
+        return word
+    return f"command={quoted(value)}"
+
+
+def quoted(text: str) -> str:
+    """A text in Hydra's notation, in which a backslash stands for itself, but before a quote."""
+    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
+    return f"'{escaped}'"
 
 
 def _of_values(kind: Any) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from trainer.config import MISSING, DataConfig, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
 
@@ -32,6 +33,16 @@ class Host(Enum):
     node_addr = "node_addr"  # what Slurm knows as the node's address; works where node names do not resolve
     hostname = "hostname"  # the name of the machine, resolved by DNS
     interface = "interface"  # the IPv4 address of rendezvous.interface
+
+
+class StopSignal(Enum):
+    """What a program of one's own is sent when it shall save and end."""
+
+    USR1 = "USR1"
+    USR2 = "USR2"
+    TERM = "TERM"
+    INT = "INT"
+    HUP = "HUP"
 
 
 class Container(Enum):
@@ -164,6 +175,7 @@ class Job:
     _target_: str = MISSING  # the class in jobs/ that runs on each rank
     nodes: int | None = None  # null: all nodes of the partition
     ranks_per_node: int | None = None  # null: one per GPU; one where a node has none
+    gpus_per_node: int | None = None  # null: one per rank, or all where the node is taken whole
     time: str | None = None  # Slurm's notation; null: the partition's default
     partition: str | None = None
     account: str | None = None
@@ -205,6 +217,22 @@ class HelloJob(Job):
 
     _target_: str = "jobs.hello.Hello"
     seconds: float = 0.0  # how long each rank stays after it was greeted
+
+
+@dataclass
+class CommandJob(Job):
+    """Run a program of one's own, such as torchrun with a training script: ``command`` says which."""
+
+    _target_: str = "jobs.command.Command"
+    # How often the program is started on a node. null: once, with all of its GPUs; the program starts a process for
+    # each of them itself, as torchrun, accelerate and deepspeed do.
+    ranks_per_node: int | None = None
+    directory: str | None = None  # where it works; null: where it was submitted
+    pythonpath: str | None = None  # its PYTHONPATH; null: as it was where it was submitted
+    signal: StopSignal = StopSignal.USR2  # what those of its processes get that handle it
+    # What its output is read by: names of monitoring/patterns.py, or regular expressions with named groups.
+    metrics: list[str] = field(default_factory=lambda: ["megatron", "huggingface", "litgpt", "torchtitan"])
+    tokens_per_step: int | None = None  # for a program that prints steps and no tokens
 
 
 @dataclass
@@ -258,6 +286,9 @@ class Config:
     requeue: RequeueConfig = MISSING
     job: Job = MISSING
     notify: NotifyConfig = field(default_factory=NotifyConfig)
+    # The program of job=command: text, split into words as a shell would and given to none; or a list of words.
+    command: Any = None
+    args: dict[str, Any] = field(default_factory=dict)  # values of one's own, for ${args.NAME} in the command
 
 
 JOBS: dict[str, type[Job]] = {
@@ -266,6 +297,7 @@ JOBS: dict[str, type[Job]] = {
     "hello": HelloJob,
     "hydra": HydraJob,
     "search": SearchJob,
+    "command": CommandJob,
 }
 
 

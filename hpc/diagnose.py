@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hpc.exits import Exit, name
 from hpc.requeue import Cause
@@ -49,7 +49,17 @@ _PATTERNS: tuple[tuple[Cause, str], ...] = (
     ),
 )
 _ERROR = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt|Exit|Warning)\b.*|Error: .*)$")
-_PREFIX = re.compile(r"^\[(?:rank|default|worker)?\d+\]:? ?")  # torch and its launchers say so whose line it is
+# What launchers print of a process of theirs that failed; what that printed itself says why.
+_LAUNCHER_ERROR = re.compile(r"^(?:[\w.]*\.)?(?:ChildFailedError|CalledProcessError)\b")
+_SENTENCED = re.compile(r"closing signal|sigkill_handler|Killing subprocess")
+# How such a process ended: torchrun and accelerate; deepspeed; subprocess, which accelerate uses for one process.
+_CHILD_EXITS = (
+    re.compile(r"(?s)Root Cause \(first observed failure\):.*?exitcode\s*: (-?\d+)"),
+    re.compile(r"\bexits with return code = (-?\d+)"),
+    re.compile(r"CalledProcessError: .* died with <Signals\.\w+: (\d+)>"),
+)
+# A process of several marks its lines: [rank1]: by torch, [default1]: and [titan] and the like by launchers.
+_MARK = re.compile(r"^(?:\[(?:rank|default|[a-z]+_?)\d+\]:\s?)+")
 _PATTERN = tuple((cause, re.compile(text)) for cause, text in _PATTERNS)
 # What a rank prints of nobody but itself.
 _OWN = {Cause.gpu_memory, Cause.host_memory, Cause.gpu_fault, Cause.storage}
@@ -129,7 +139,21 @@ def _node(exit_: Exit, nodes: Sequence[str], ranks_per_node: int) -> str | None:
     return nodes[index] if index < len(nodes) else None
 
 
+def _of_child(exit_: Exit, text: str) -> Exit:
+    """The end of the process that a launcher on this rank says has failed first, or of the rank itself."""
+    for pattern in _CHILD_EXITS:
+        if found := pattern.findall(text):
+            code = int(found[-1])
+            signalled = code < 0 or pattern is _CHILD_EXITS[-1]
+            return replace(exit_, code=128 + abs(code)) if signalled else exit_
+    return exit_
+
+
 def _of_rank(exit_: Exit, text: str, out_of_memory: str) -> tuple[Exit, Cause, str] | None:
+    if exit_.code <= 128:
+        child = _of_child(exit_, text)
+        if child is not exit_:
+            exit_ = replace(child, first=True)  # by what the launcher says
     if exit_.code in LOST and not exit_.first:
         # Ended because another had, and what it printed is about that; unless it hindered the others itself.
         found = _of_words(exit_, text)
@@ -148,7 +172,8 @@ def _of_rank(exit_: Exit, text: str, out_of_memory: str) -> tuple[Exit, Cause, s
 
 def _of_words(exit_: Exit, text: str) -> tuple[Exit, Cause, str] | None:
     """The last error that a rank printed, and what it is about."""
-    lines = [line for each in text.splitlines() if (line := _PREFIX.sub("", each).strip())]
+    lines = [_MARK.sub("", line.strip()) for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if line and not (_LAUNCHER_ERROR.match(line) or _SENTENCED.search(line))]
     errors = [line for line in lines if _ERROR.match(line)]
     for line in [*reversed(errors[-3:]), *reversed(lines[-40:])]:
         for cause, pattern in _PATTERN:

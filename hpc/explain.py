@@ -6,11 +6,14 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from hpc.ledger import Record
 from hpc.requeue import Cause, fruitless
-from monitoring.snapshot import JobState
 from monitoring.terminal.words import duration
+
+if TYPE_CHECKING:
+    from monitoring.snapshot import JobState  # which takes numpy along
 
 # What squeue gives as the reason for a job that waits, in words; "never" for those that no waiting helps.
 _REASONS: tuple[tuple[str, str, str], ...] = (
@@ -58,6 +61,7 @@ class Subject:
     reason: str
     ended: bool
     cancelling: bool = False
+    command: bool = False  # a program of one's own, which settings of the trainer do not reach
 
 
 def explain(run: Subject, attempts: Sequence[Record], job: JobState | None, now: float | None = None) -> Explanation:
@@ -143,6 +147,9 @@ def _commands(run: Subject, attempts: Sequence[Record], job: JobState | None) ->
         else:
             yield f"hpc watch {run.id}", "see it live"
         return
+    if run.state == "finished" and run.command:
+        yield f"{resume} command=...", "go on in its folder, with another command"
+        return
     if run.state in ("finished", "cancelled"):
         yield (resume + (" train.tokens=..." if run.state == "finished" else "")), "go on with it"
         return
@@ -153,7 +160,9 @@ def _commands(run: Subject, attempts: Sequence[Record], job: JobState | None) ->
 def _after(run: Subject, cause: Cause | None, last: Record | None) -> Iterator[tuple[str, str]]:
     """What helps after an end that stopped the run."""
     resume, rank = f"hpc resume {run.id}", _rank(last)
-    if cause in (Cause.host_memory, Cause.gpu_memory):
+    if run.command and cause in (Cause.host_memory, Cause.gpu_memory, Cause.diverged):
+        yield f"{resume} command=...", "with other settings of the program"
+    elif cause in (Cause.host_memory, Cause.gpu_memory):
         yield f"{resume} parallel.micro_batch=...", "less at a time, and the same global batch"
         yield f"{resume} parallel.activation_checkpointing=full", "less memory for more arithmetic"
     elif (

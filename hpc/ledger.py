@@ -54,6 +54,7 @@ class Record:
     first_step: int | None = None
     step: int | None = None  # newest step that the attempt is known to have finished
     lost_steps: int | None = None  # computed and not saved: the next attempt computes them again
+    saved: bool = False  # of a program whose checkpoints only it can read: that it wrote some
     # queued: since the attempt before, or since the run was submitted; starting, training, saving, ending.
     seconds: dict[str, float] = field(default_factory=dict)
 

@@ -102,5 +102,7 @@ def _target(run: Run) -> int | None:
         text = run.config_file.read_text(encoding="utf-8")
     except (OSError, ValueError):  # another user's, or removed just now
         return None
+    if not re.search(r"(?m)^  _target_: jobs\.train\.Train$", text):
+        return None  # of another program nobody knows it before
     found = re.search(r"(?m)^train:\n(?:  .*\n)*?  tokens: (\d+)$", text)
     return int(found.group(1)) if found else None

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from hpc.runs import Run, read_json
-from monitoring.record import metric
+from monitoring.recorder import metric
 from monitoring.tail import last_value, values
 
 

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from hpc.config import Config, NodeType, Partition
+from hpc.config import CommandJob, Config, NodeType, Partition
 from hpc.errors import Refused
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
@@ -58,6 +58,7 @@ class Request:
     grace: int  # seconds
     memory_gb: int  # of a node, that the run may have
     runs_per_node: int = 1  # of a sweep
+    processes_per_rank: int = 1  # that compute: more than one where a rank is a program that starts them itself
 
     @property
     def world_size(self) -> int:
@@ -87,6 +88,8 @@ def resolve(config: Config) -> Request:
     runs = 1 if job.runs_per_node is None or cluster.launcher.name != "slurm" else job.runs_per_node
     share = max(1, runs)
     ranks = job.ranks_per_node
+    if ranks is None and isinstance(job, CommandJob):
+        ranks = 1
     if ranks is None:
         ranks = node.gpus // share or (1 if cluster.launcher.name == "slurm" else node.cores)
     try:
@@ -104,20 +107,30 @@ def resolve(config: Config) -> Request:
             f"job.time={asked}: no time that Slurm can read. Allowed: MM, MM:SS, HH:MM:SS, D-HH:MM:SS. "
             "Try: job.time=2-00:00:00"
         ) from None
+    gpus = job.gpus_per_node
+    if gpus is None:
+        whole = cluster.exclusive or _starts_its_own(config)
+        gpus = node.gpus // share if whole else min(node.gpus, ranks)
     return Request(
         partition=name,
         limits=limits,
         node=node,
         nodes=job.nodes if job.nodes is not None else _nodes(node, limits, runs),
         ranks_per_node=ranks,
-        gpus_per_node=min(node.gpus, ranks) if not cluster.exclusive else node.gpus // share,
+        gpus_per_node=gpus,
         cpus_per_rank=job.cpus_per_rank or max(1, node.cores // share // max(1, ranks)),
         time=time,
         grace=job.grace,
         memory_gb=job.memory_gb or node.memory_gb // share,
         runs_per_node=runs,
+        processes_per_rank=max(1, gpus) if _starts_its_own(config) else 1,
     )
 
 
 def _nodes(node: NodeType, limits: Partition, runs: int) -> int:
     return 1 if runs > 1 else min(node.count, limits.max_nodes or node.count)
+
+
+def _starts_its_own(config: Config) -> bool:
+    """Whether a rank is a program that starts a process for each GPU of its node."""
+    return isinstance(config.job, CommandJob) and config.job.ranks_per_node is None

@@ -56,11 +56,12 @@ class Decision:
 
 
 def progressed(attempts: Sequence[Record]) -> list[bool]:
-    """Of each attempt, whether it brought a step that the run had not seen before."""
+    """Of each attempt, whether it brought a step that the run had not seen before; or, of a program whose steps
+    nobody sees, whether it saved something."""
     best, found = -1, []
     for record in attempts:
         step = -1 if record.step is None else record.step
-        found.append(step > best)
+        found.append(step > best or (record.saved and best < 0))
         best = max(best, step)
     return found
 

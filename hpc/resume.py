@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hpc import check, provenance, slurm, submit
-from hpc.config import Config, Launcher, TrainJob
+from hpc.config import CommandJob, Config, Launcher, TrainJob
 from hpc.errors import Failed, Refused
 from hpc.queue import belongs, controller, local_lives
 from hpc.runs import NAME, Run, disk_failure, read_json, sync_folder, write_json, write_text
@@ -50,6 +51,10 @@ def keep_data(config: Config, before: Config, new: list[str]) -> None:
         config.data.corpus.files = before.data.corpus.files
     if "train.init_from" not in keys:
         config.train.init_from = before.train.init_from
+    if isinstance(config.job, CommandJob) and isinstance(before.job, CommandJob):
+        for name in ("directory", "pythonpath"):
+            if f"job.{name}" not in keys:
+                setattr(config.job, name, getattr(before.job, name))
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def refuse_live(run: Run) -> None:
     )
 
 
-def refuse_finished(run: Run, config: Config) -> None:
+def refuse_finished(run: Run, config: Config, new: list[str]) -> None:
     """
     Raises:
         Refused: if there is nothing left to do.
@@ -153,11 +158,42 @@ def refuse_finished(run: Run, config: Config) -> None:
     done = read_json(run.finished_file)
     if done is None:
         return
+    if isinstance(config.job, CommandJob):
+        if any(re.match(r"(command|args)\b", key(word)) for word in new):
+            return
+        raise Refused(f"{run.name}/{run.id} is finished. To go on in its folder: hpc resume {run.id} command=...")
     reached = done.get("tokens")
     if isinstance(reached, int) and config.train.tokens > reached:
         return
     more = f" at {reached:,} tokens. To train longer: hpc resume {run.id} train.tokens={2 * reached}" if reached else ""
     raise Refused(f"{run.name}/{run.id} is finished{more}")
+
+
+class Plans(Protocol):
+    """Composes what was typed into a checked request."""
+
+    def __call__(self, typed: list[str], *, begun: bool, change: Callable[[Config], None]) -> Plan: ...
+
+
+def plan(run: Run, new: list[str], plans: Plans) -> tuple[Plan, list[str]]:
+    """The request to go on with a run as it was typed, but for ``new``; and all that would have to be typed for it.
+
+    Raises:
+        Refused: if the run has not ended, has nothing left to do, or cannot go on in this way.
+    """
+    refuse_live(run)
+    typed = words(run, new)
+    saved = origin(run)
+
+    def keep(config: Config) -> None:
+        keep_places(config, run, new)
+        keep_phases(config, saved, new)
+
+    found = plans(typed, begun=saved is not None, change=keep)
+    refuse_finished(run, found.config, new)
+    if saved is not None:
+        refuse_other(run, found.config, saved, new)
+    return found, typed
 
 
 def resume(run: Run, plan: Plan, typed: list[str], new: list[str]) -> str:

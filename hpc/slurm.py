@@ -40,8 +40,8 @@ def clean_environment(environment: Mapping[str, str] = os.environ) -> dict[str, 
     leftover = re.compile(
         r"(SLURM|SLURMD|SRUN|SBATCH|SUBMITIT|PMI|PMIX)(_.*)?$"
         r"|HPC_(RUN|ATTEMPT|JOB_ID|DEADLINE|EMULATED|RANK|RANKS_PER_NODE|WORLD_SIZE|LOCAL_RANK|NODE)$"
-        r"|HPC_(KEEPER|SUPERVISOR_DIED|PAIRS)$"
-        r"|(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT)$"
+        r"|HPC_(KEEPER|SUPERVISOR_DIED|PAIRS|CHECKPOINTS|RESUME)$|PET_[A-Z_]+$|TORCHELASTIC_[A-Z_]+$"
+        r"|(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|GROUP_RANK|MASTER_ADDR|MASTER_PORT|NODE_RANK|NNODES)$"
     )
     keep = {"SLURM_CONF"}
     return {k: v for k, v in environment.items() if k in keep or not leftover.match(k)}

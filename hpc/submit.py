@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from hpc import attempt, check, check_disk, script, slurm
-from hpc.config import Cluster, Config, Launcher
+from hpc import attempt, check, check_command, check_disk, program, script, slurm
+from hpc.config import Cluster, CommandJob, Config, Launcher
 from hpc.errors import Failed, Refused
 from hpc.request import Request, resolve
 from hpc.runs import Run, disk_failure, new_id, read_json, sync_folder, write_json, write_text
@@ -21,6 +21,9 @@ from trainer.problems import Problem
 
 if TYPE_CHECKING:
     from hpc.emulate import Emulation
+
+
+PROGRAM_PATCH = "program.patch"  # in the run folder: what the files of a command's folder differ in from their commit
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Plan:
     emulated: bool
     missing: tuple[Problem, ...]  # what a dry run can do without
     typed: list[str]  # what asks for this request alone
+    warnings: tuple[str, ...] = ()  # what may be right and looks wrong
 
 
 def plan(config: Config, typed: Sequence[str] = (), *, dry_run: bool = False, begun: bool = False) -> Plan:
@@ -57,7 +61,16 @@ def plan(config: Config, typed: Sequence[str] = (), *, dry_run: bool = False, be
         missing += check.fits_here(config, request, psutil.virtual_memory().available / 2**30)
     if refused := problems + ([] if dry_run else missing):
         raise Refused("\n".join(str(problem) for problem in refused))
-    return Plan(config, request, _environment(emulation), emulated, tuple(missing), list(typed))
+    told = tuple(check_command.warnings(config, _program_found(config)))
+    return Plan(config, request, _environment(emulation), emulated, tuple(missing), list(typed), told)
+
+
+def _program_found(config: Config) -> bool:
+    """Whether the program of a command is on this machine."""
+    job = config.job
+    if not isinstance(job, CommandJob):
+        return False
+    return program.find(check_command.words(config.command)[0], Path(str(job.directory))) is not None
 
 
 def target(cluster: str, launcher: Launcher) -> dict[str, str]:
@@ -184,12 +197,24 @@ def _write(run: Run, plan: Plan, kin: Mapping[str, Any]) -> None:
     if patch:
         write_text(run.patch_file, patch)
     manifest = provenance.manifest(plan.typed, plan.config.cluster.name, emulated=plan.emulated)
-    write_json(run.manifest_file, {**manifest, **kin})
+    write_json(run.manifest_file, {**manifest, **note_program(run.folder, plan.config), **kin})
     provenance.snapshot(run.code)
     run.attempts.mkdir()
     run.checkpoints.mkdir()
     run.set_state("queued", cluster=plan.config.cluster.name, emulated=plan.emulated, reason="")
     write_text(run.config_file, OmegaConf.to_yaml(OmegaConf.structured(plan.config)))
+
+
+def note_program(folder: Path, config: Config) -> dict[str, Any]:
+    """For the manifest: where the program of a command comes from. What its files differ in goes beside it."""
+    if not isinstance(config.job, CommandJob):
+        return {}
+    from hpc import provenance
+
+    place = Path(str(config.job.directory))
+    if patch := provenance.dirty_patch(place):
+        write_text(folder / PROGRAM_PATCH, patch)
+    return {"program": {"directory": str(place), "git": provenance.git_state(place)}}
 
 
 def hand_over(run: Run, plan: Plan) -> str:
@@ -214,5 +239,9 @@ def _absolute(config: Config) -> None:
         config.notify.webhook = f"file:{os.path.abspath(file)}"  # noqa: PTH100
     config.data.corpus.files = [os.path.abspath(Path(f).expanduser()) for f in config.data.corpus.files]  # noqa: PTH100
     config.data.path = os.path.abspath(Path(config.data.path).expanduser())  # noqa: PTH100
+    if isinstance(config.job, CommandJob):
+        config.job.directory = os.path.abspath(Path(config.job.directory or ".").expanduser())  # noqa: PTH100
+        if config.job.pythonpath is None:
+            config.job.pythonpath = os.environ.get("PYTHONPATH", "")
     if config.train.init_from is not None:
         config.train.init_from = os.path.abspath(Path(config.train.init_from).expanduser())  # noqa: PTH100

@@ -254,10 +254,11 @@ class Supervisor:
         return env
 
     def _threads(self, emulated: bool) -> int:
-        """CPU threads of one rank: its share of the cores that are really here."""
+        """CPU threads of one process: its share of the cores that are really here."""
         here = len(os.sched_getaffinity(0))
-        ranks_here = self.request.world_size if emulated else self.request.ranks_per_node
-        return self.config.parallel.threads or max(1, min(self.request.cpus_per_rank, here // ranks_here))
+        each = self.request.processes_per_rank
+        here //= each * (self.request.world_size if emulated else self.request.ranks_per_node)
+        return self.config.parallel.threads or max(1, min(self.request.cpus_per_rank // each, here))
 
     def _watch(self, ranks: Ranks, record: Record) -> int:
         """Wait for the ranks, handing on a stop. Returns their exit status."""

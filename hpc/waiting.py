@@ -28,14 +28,19 @@ def outcome(run: Run) -> int | None:
     return ENDED.get(run.state().get("state", ""))
 
 
-def wait(run: Run, *, quiet: bool = False, poll: float = 0.2) -> int:
+def wait(run: Run, *, quiet: bool = False, poll: float = 0.2, timeout: float | None = None) -> int:
     """Block until the run has ended. Returns 0 if it finished, 1 if it failed or was cancelled.
 
     Args:
         quiet: say nothing but errors.
         poll: seconds between two looks at the run folder.
+        timeout: seconds after which nobody waits any longer.
+
+    Raises:
+        TimeoutError: if the run has not ended by then.
     """
     said = ""
+    end = None if timeout is None else time.monotonic() + timeout
     gone = Gone(run)
     while (code := outcome(run)) is None:
         line = _line(run)
@@ -47,6 +52,8 @@ def wait(run: Run, *, quiet: bool = False, poll: float = 0.2) -> int:
                 f"job {run.job_id} of {run.name}/{run.id} left the queue and the run has not ended. "
                 f"Its log: hpc logs {run.id}"
             )
+        if end is not None and time.monotonic() > end:
+            raise TimeoutError(f"{run.name}/{run.id} has not ended within {timeout:g} s")
         time.sleep(poll)
     settle(run, poll)
     if not quiet:

@@ -10,7 +10,7 @@ from hpc.config import SearchJob
 from hpc.errors import Failed
 from hpc.runs import load_config, mark_finished
 from hpc.sweep import Sweep
-from monitoring.record import Recorder
+from monitoring.recorder import Recorder
 
 
 class Search:

@@ -17,7 +17,7 @@ from hpc.errors import Diverged, Failed, Refused
 from hpc.request import resolve
 from hpc.runs import Run, load_config, mark_finished, write_text
 from jobs.preflight import look, pairs
-from monitoring.record import Recorder
+from monitoring.recorder import Recorder
 from trainer.config import TrainerConfig
 from trainer.problems import problems
 

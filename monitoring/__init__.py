@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from monitoring.history import Frames
@@ -15,3 +15,35 @@ def load(run: Path | str) -> Frames:
     from monitoring import history
 
     return history.load(run)
+
+
+def record(*, step: int, tokens: int | None = None, **metrics: Any) -> None:
+    """Record a step of this program, which ``hpc submit job=command`` has started; elsewhere nothing happens.
+
+    May be called by all processes of the program: only rank 0's is recorded. It costs microseconds, and whatever the
+    disk does, it does not raise.
+
+    Args:
+        step: optimizer step.
+        tokens: consumed since the first attempt, this step's included.
+        metrics: numbers such as ``loss=2.1``; what cannot be turned into a number is left out.
+    """
+    from monitoring import program
+
+    program.record(step, tokens, metrics)
+
+
+def finish(**summary: Any) -> None:
+    """Say that this program's work is done, so that no attempt follows, even if it was just asked to stop.
+
+    Not needed by a program that ends by itself, with status 0, when its work is done.
+
+    Args:
+        summary: kept in the run's FINISHED file, such as ``loss=2.1``.
+
+    Raises:
+        OSError: if that cannot be written down.
+    """
+    from monitoring import program
+
+    program.finish(summary)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from monitoring import layout
-from monitoring.record import PROTOCOL, metric
+from monitoring.recorder import PROTOCOL, metric
 from monitoring.tail import RecordTail
 
 if TYPE_CHECKING:

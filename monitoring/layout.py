@@ -5,7 +5,7 @@ runs/<name>/<id>/
   config.yaml  state.json  FINISHED  job.log  sample.txt
   attempts/<k>/
     attempt.json     who runs this attempt, when it began and how it ended
-    rank-<r>.jsonl   records of a rank (monitoring/record.py is the protocol)
+    rank-<r>.jsonl   records of a rank (monitoring/recorder.py is the protocol)
     experts.jsonl    tokens per expert, written by rank 0
     rank-<r>.log     stdout and stderr of a rank
 ```
@@ -25,6 +25,8 @@ SAMPLE = "sample.txt"
 ATTEMPTS = "attempts"
 ATTEMPT_INFO = "attempt.json"
 EXPERTS = "experts.jsonl"
+# Who writes the records of a program that hpc did not write: itself; or meanwhile, whoever reads what it prints.
+OWN_RECORDS, FOLLOWED = "own-records", "followed"
 
 _RECORDS = re.compile(r"rank-(\d+)\.jsonl")
 

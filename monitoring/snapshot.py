@@ -19,6 +19,7 @@ from monitoring import layout
 from monitoring.history import History, Series, attempt_row, read_json
 from monitoring.tail import TextTail
 
+TRAINING = "jobs.train.Train"  # the kind of job whose configuration says how long it trains
 ENDED = ("finished", "failed", "cancelled")
 
 
@@ -115,10 +116,9 @@ class Snapshot:
 
     @property
     def share(self) -> float | None:
-        """Tokens consumed over the target, 0 to 1."""
-        if self.target_tokens is None or self.target_tokens <= 0:
-            return None
-        return min(1.0, (self.tokens or 0) / self.target_tokens)
+        """Tokens consumed over the target, 0 to 1; steps, where only those have one."""
+        done, target = (self.tokens, self.target_tokens) if self.target_tokens else (self.step, self.target_steps)
+        return min(1.0, (done or 0) / target) if target and target > 0 else None
 
     @property
     def eta_s(self) -> float | None:
@@ -156,9 +156,7 @@ class Reader:
         config = self._configuration()
         state = read_json(self.run / layout.STATE) or {}
         summary = read_json(self.run / layout.FINISHED)
-        train = config.get("train") or {}
-        target = _count(train.get("tokens"))
-        batch = _count(train.get("batch_tokens"))
+        target, target_steps = _target(config, history)
         last = history.last
         log_name, log = self._log()
         return Snapshot(
@@ -176,7 +174,7 @@ class Reader:
             step=last[0] if last else None,
             tokens=last[1] if last else None,
             target_tokens=target,
-            target_steps=-(-target // batch) if target and batch else None,
+            target_steps=target_steps,
             tokens_per_s=history.tokens_per_s(),
             updated=history.updated,
             loss=history.series("loss"),
@@ -227,6 +225,17 @@ def _attempts(history: History, finished: bool) -> tuple[Attempt, ...]:
     if found and finished and found[-1].cause is None:  # rank 0 says so before the supervisor does
         found[-1] = replace(found[-1], cause="finished")
     return tuple(found)
+
+
+def _target(config: Mapping[str, Any], history: History) -> tuple[int | None, int | None]:
+    """Tokens and steps at which the run is done, of a training as asked for, of another program as it says."""
+    if (config.get("job") or {}).get("_target_", TRAINING) != TRAINING:
+        events = (event for records in reversed(history.attempts) for event in reversed(records.events))
+        said = next((event.get("steps") for event in events if event.get("event") == "target"), None)
+        return None, _count(said)
+    train = config.get("train") or {}
+    target, batch = _count(train.get("tokens")), _count(train.get("batch_tokens"))
+    return target, -(-target // batch) if target and batch else None
 
 
 def _count(value: Any) -> int | None:

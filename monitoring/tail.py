@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -18,8 +19,8 @@ from typing import Any
 import orjson
 
 from monitoring import layout
-from monitoring.record import PROTOCOL
-from monitoring.record import metric as number_of
+from monitoring.recorder import PROTOCOL
+from monitoring.recorder import metric as number_of
 from monitoring.text import clean
 
 _HEAD = 256  # bytes by which a file is known again
@@ -86,7 +87,7 @@ class _Growing:
 
 
 class RecordTail(_Growing):
-    """The new records of one file of the protocol in ``monitoring/record.py``.
+    """The new records of one file of the protocol in ``monitoring/recorder.py``.
 
     Args:
         begin: read a file that is already there only from so many bytes before its end; None: all of it.
@@ -295,3 +296,22 @@ def last_step(attempt: Path) -> int | None:
     """The newest step that rank 0 recorded in an attempt's folder; None if there is none."""
     record = last_record(attempt)
     return None if record is None else record["step"]
+
+
+class LineTail(_Growing):
+    """The new lines of a log, each state of a progress bar as a line of its own, without escape sequences."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._torn = b""
+
+    def read(self, *, rest: bool = False) -> Iterator[str]:
+        """The lines since the last call; with ``rest`` also one that was never ended, as nothing will follow it."""
+        for again, block in self._blocks():
+            self.offset += len(block)
+            *lines, torn = re.split(rb"[\r\n]", (b"" if again else self._torn) + block)
+            self._torn = torn[-(1 << 14) :]
+            yield from (_text(line) for line in lines if line)
+        if rest and self._torn:
+            yield _text(self._torn)
+            self._torn = b""

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 
 from hpc import explain, ledger, runs
+from hpc.config import CommandJob
 from hpc.explain import Explanation, Subject
 from hpc.listing import read
 from hpc.queue import states
@@ -34,7 +35,8 @@ def main(argv: list[str]) -> int:
 def of(run: Run, attempts: list[ledger.Record]) -> Explanation:
     """The explanation of a run as it stands."""
     (row,) = read([run])
-    subject = Subject(run.id, row.state, row.reason, row.state in ENDED, run.cancelled)
+    command = isinstance(run.config().job, CommandJob)
+    subject = Subject(run.id, row.state, row.reason, row.state in ENDED, run.cancelled, command)
     return explain.explain(subject, attempts, states([run]).get(run.folder))
 
 

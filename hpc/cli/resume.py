@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from hpc import runs
 from hpc.cli import submit as submitting
 from hpc.config import Config
 from hpc.errors import Refused
 from hpc.runs import Run
+
+if TYPE_CHECKING:
+    from hpc.submit import Plan
 
 HELP = """usage: hpc resume RUN [OVERRIDES] [--dry-run] [--wait] [--watch] [--json]
 
@@ -52,19 +56,12 @@ def one_run(argv: list[str], allowed: Sequence[str]) -> tuple[Run, list[str], se
 def _resume(run: Run, new: list[str], flags: set[str]) -> int:
     from hpc import resume, submit
 
-    resume.refuse_live(run)
-    typed = resume.words(run, new)
     dry_run = "--dry-run" in flags
-    saved = resume.origin(run)
 
-    def keep(config: Config) -> None:
-        resume.keep_places(config, run, new)
-        resume.keep_phases(config, saved, new)
+    def plans(typed: list[str], *, begun: bool, change: Callable[[Config], None]) -> Plan:
+        return submitting.plans(typed, dry_run=dry_run, begun=begun, change=change)[0]
 
-    (plan,) = submitting.plans(typed, dry_run=dry_run, begun=saved is not None, change=keep)
-    resume.refuse_finished(run, plan.config)
-    if saved is not None:
-        resume.refuse_other(run, plan.config, saved, new)
+    plan, typed = resume.plan(run, new, plans)
     if dry_run:
         print(submit.render(plan, run.folder), end="")
         return 0

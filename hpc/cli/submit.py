@@ -227,6 +227,8 @@ def tell(plan: Plan, run: Run, flags: set[str], kin: Mapping[str, Any] | None = 
             flush=True,
         )
         return
+    for warning in plan.warnings:
+        print(f"hpc submit: {warning}", file=sys.stderr)
     request = plan.request
     print(
         f"{run.name}/{run.id} is job {run.job_id} on {where}: {request.nodes} x {request.ranks_per_node} ranks\n"

@@ -7,7 +7,6 @@ import difflib
 import json
 import math
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -163,7 +162,7 @@ def _values(
 def _recorded(rows: list[Standing]) -> list[str]:
     """Names of what the first run with any record recorded with its newest step."""
     from monitoring import layout
-    from monitoring.record import metric
+    from monitoring.recorder import metric
     from monitoring.tail import last_record
 
     for row in rows:
@@ -218,17 +217,9 @@ def _resume(found: Sweep, args: argparse.Namespace) -> int:
 
 
 def _cancel(found: Sweep, args: argparse.Namespace) -> int:
-    from hpc.cli.cancel import cancel
-    from hpc.standing import ENDED, drop_waiting, standings
+    from hpc.cancel import cancel_sweep
 
-    # The marker first: should this process die here, what has not begun ends as it begins.
-    runs.write_text(found.cancel_file, f"{time.time()}\n")
-    told = {}
-    for row in standings(found):
-        run = runs.Run(Path(row.folder))
-        if row.state not in ENDED and run.config_file.exists():
-            told[row.run] = cancel(run, now=args.now)
-    drop_waiting(found)
+    told = cancel_sweep(found, now=args.now)
     if args.json:
         print(json.dumps({"sweep": found.id, "runs": told}))
     else:

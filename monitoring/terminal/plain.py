@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from monitoring.record import number
+from monitoring.recorder import number
 from monitoring.snapshot import Attempt, Snapshot
 from monitoring.terminal.words import clock, duration, figure, plural
 from monitoring.text import clean
@@ -149,6 +149,8 @@ def _progress(snapshot: Snapshot) -> str:
     if snapshot.share is None:
         return f"{steps}, {snapshot.tokens or 0:,} tokens"
     share = int(snapshot.share * 1000) / 10
+    if not snapshot.target_tokens:
+        return f"{steps} ({share} %)" + (f", {snapshot.tokens:,} tokens" if snapshot.tokens else "")
     return f"{steps}, {snapshot.tokens or 0:,} of {snapshot.target_tokens:,} tokens ({share} %)"
 
 

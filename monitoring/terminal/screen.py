@@ -129,8 +129,10 @@ def progress(snapshot: Snapshot, width: int) -> list[Text]:
     if share is not None:
         # Rounded down, so that 100 % means the end.
         tail.append(f" {math.floor(share * 1000) / 10:.1f} %", style="bold")
-    tail.append(f"  {count(snapshot.tokens or 0)}")
-    tail.append(f" of {count(snapshot.target_tokens)} tokens ", style=DIM)
+    if snapshot.tokens or snapshot.target_tokens:
+        tail.append(f"  {count(snapshot.tokens or 0)}")
+        target = f" of {count(snapshot.target_tokens)}" if snapshot.target_tokens else ""
+        tail.append(f"{target} tokens ", style=DIM)
     bar = _bar(share or 0.0, width - tail.cell_len - 2)
     return [Text(" ") + bar + tail, _figures(snapshot, width)]
 

@@ -22,7 +22,7 @@ from hpc.ledger import Record
 from hpc.request import clock, resolve, seconds
 from hpc.runs import Run, write_json
 from hpc.slurm import GONE
-from monitoring.record import Recorder
+from monitoring.recorder import Recorder
 
 HOUR = 3600.0
 ASKED = Asked(

@@ -13,7 +13,7 @@ import pytest
 from hpc.cli import main
 from hpc.compare import flat
 from hpc.runs import Run, mark_finished, new_id, write_json
-from monitoring.record import Recorder
+from monitoring.recorder import Recorder
 from trainer import checkpoint_folder as checkpoints
 
 

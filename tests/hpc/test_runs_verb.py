@@ -12,7 +12,7 @@ import pytest
 from hpc import notes
 from hpc.cli import main
 from hpc.runs import Run, mark_finished, new_id, write_json
-from monitoring.record import Recorder
+from monitoring.recorder import Recorder
 
 
 def made(root: Path, name: str, state: str, *, age: float = 0.0, cluster: str = "noctua2") -> Run:

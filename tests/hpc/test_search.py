@@ -20,7 +20,7 @@ from hpc.runs import DIVERGED, Run
 from hpc.search import Space, begin, scripts
 from hpc.study import open_study
 from hpc.sweep import Sweep
-from monitoring.record import Recorder
+from monitoring.recorder import Recorder
 
 HELLO = ["job=hello", "job.nodes=1"]
 OPTUNA = ["hydra/sweeper=hpc_optuna", "hydra.sweeper.seed=1", "hydra.sweeper.metric=ranks"]

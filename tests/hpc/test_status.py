@@ -9,7 +9,7 @@ import pytest
 
 from hpc.cli import main
 from hpc.runs import Run, mark_finished, write_json
-from monitoring.record import Recorder
+from monitoring.recorder import Recorder
 from trainer import checkpoint_folder
 
 SOURCES = {"de": {"tokens": 3000, "epochs": 1.5}, "en": {"tokens": 9000, "epochs": 0.25}}

@@ -25,7 +25,7 @@ from hpc.errors import Refused
 from hpc.runs import Run
 from hpc.submit import Plan
 from hpc.sweep import Array, Member, Submitter, Sweep, changes
-from monitoring.record import Recorder
+from monitoring.recorder import Recorder
 
 from .test_script import same_as_golden
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from monitoring import layout
-from monitoring.record import PROTOCOL, Recorder, encode
+from monitoring.recorder import PROTOCOL, Recorder, encode
 from monitoring.snapshot import JobState, Reader
 
 BATCH = 4096  # tokens of a step

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from monitoring import layout
 from monitoring.history import History, load
-from monitoring.record import PROTOCOL, encode
+from monitoring.recorder import PROTOCOL, encode
 from tests.monitoring.generate import BATCH, Shape, Try, generate, loss
 
 

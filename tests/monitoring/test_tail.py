@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitoring.layout import rank_records
-from monitoring.record import PROTOCOL, encode
+from monitoring.recorder import PROTOCOL, encode
 from monitoring.tail import RecordTail, TextTail, events, last_record, last_step
 from monitoring.text import clean
 

@@ -22,7 +22,7 @@ import pytest
 from rich.console import Console
 
 from monitoring import layout
-from monitoring.record import Recorder
+from monitoring.recorder import Recorder
 from monitoring.snapshot import Reader
 from monitoring.terminal.watch import watch
 from tests.monitoring.generate import BATCH, Shape, Try, finish, generate

@@ -15,7 +15,8 @@ when the record was made, unix seconds; a clock may jump, so order is by ``seq``
 
 - ``header``: the first line. ``protocol``, ``run``, ``attempt``, ``rank``, ``world_size``, ``host``, ``pid``,
   ``start`` (unix seconds). A second header begins the work of a writer that started anew.
-- ``step``: one optimizer step, rank 0 only. ``step``, ``tokens`` (consumed since the first attempt), metrics.
+- ``step``: one optimizer step, rank 0 only. ``step``, ``tokens`` (consumed since the first attempt; 0 where a program
+  does not say), metrics.
 - ``rank``: a summary of one rank. ``step``, ``step_s`` (seconds of a step), metrics.
 - ``experts``: ``step``, ``layer``, ``first``, ``load``: tokens routed to the layer's experts ``first``,
   ``first + 1`` ... as integers. A layer of more than 256 experts takes several lines. The line with ``first`` 0
@@ -23,7 +24,8 @@ when the record was made, unix seconds; a clock may jump, so order is by ``seq``
   ``dropped``, an integer: rows sent to the layer's experts beyond their capacity.
 - ``event``: something happened. ``event`` names it, the other fields say what. Known to readers: ``resumed``
   with ``step``, the checkpoint's step from which this attempt goes on; ``rewound`` with ``to_step``, the step
-  from which it goes on once more, having gone back by itself. One with more fields than a line holds takes
+  from which it goes on once more, having gone back by itself; ``target`` with ``steps``, of a program that says how
+  many it will do in all. One with more fields than a line holds takes
   several lines of the same ``event`` and ``step``.
 - ``dropped``: records were lost because they could not be written. ``count``, ``error``.
 
@@ -57,9 +59,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from monitoring import layout
+
+try:
+    from orjson import dumps
+except ImportError:  # a program of one's own may run in an environment without it
+    import json
+
+    def dumps(value: Any, /) -> bytes:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
 
 PROTOCOL = 1
 LINE = 4096  # bytes; every line is shorter, its newline included
@@ -96,7 +105,7 @@ def lines(seq: int, t: float, kind: str, fixed: Mapping[str, Any], fields: Mappi
         fields: the others; those that the protocol or ``fixed`` names are left out.
     """
     rest = {key: value for key, value in fields.items() if key not in fixed and key not in ("seq", "t", "kind")}
-    line = orjson.dumps({"seq": seq, "t": t, "kind": kind, **fixed, **rest}) + b"\n"
+    line = dumps({"seq": seq, "t": t, "kind": kind, **fixed, **rest}) + b"\n"
     if len(line) < LINE:
         yield line
     elif len(rest) > 1:
@@ -107,7 +116,7 @@ def lines(seq: int, t: float, kind: str, fixed: Mapping[str, Any], fields: Mappi
     elif rest:
         ((key, value),) = rest.items()
         short = str(value).encode("utf-8", "replace")[: LINE // 16].decode("utf-8", "ignore") + " ..."
-        yield orjson.dumps({"seq": seq, "t": t, "kind": kind, **fixed, key[: LINE // 32]: short}) + b"\n"
+        yield dumps({"seq": seq, "t": t, "kind": kind, **fixed, key[: LINE // 32]: short}) + b"\n"
 
 
 def encode(seq: int, t: float, kind: str, fields: Mapping[str, Any]) -> list[bytes]:

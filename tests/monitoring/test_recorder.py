@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitoring import record
+from monitoring import recorder as record
 from monitoring.layout import experts_records, rank_records
-from monitoring.record import LINE, PROTOCOL, Recorder, encode, metric, number
+from monitoring.recorder import LINE, PROTOCOL, Recorder, encode, metric, number
 
 FIXED = ("seq", "t", "kind", "step", "tokens")
 
@@ -197,7 +197,7 @@ def test_a_full_disk_is_waited_for_and_what_could_not_be_kept_is_counted(
 LIMITED = """
 import resource, sys, time
 from pathlib import Path
-from monitoring.record import Recorder
+from monitoring.recorder import Recorder
 soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_001, hard))  # in the middle of a line
 recorder = Recorder(Path(sys.argv[1]), 0, 1, "demo", 0)
@@ -250,7 +250,7 @@ def test_a_line_that_a_dead_writer_left_torn_is_ended(tmp_path: Path) -> None:
 KILLED = """
 import sys, itertools
 from pathlib import Path
-from monitoring.record import Recorder
+from monitoring.recorder import Recorder
 recorder = Recorder(Path(sys.argv[1]), 0, 1, "demo", 0)
 for step in itertools.count(1):
     recorder.step(step=step, tokens=step, loss=1.0)
@@ -275,7 +275,7 @@ def test_a_killed_writer_loses_nothing_that_was_written(tmp_path: Path) -> None:
 
 def test_records_of_a_process_that_forgot_to_close_are_written(tmp_path: Path) -> None:
     _python(
-        "import sys; from pathlib import Path; from monitoring.record import Recorder\n"
+        "import sys; from pathlib import Path; from monitoring.recorder import Recorder\n"
         "Recorder(Path(sys.argv[1]), 0, 1, 'demo', 0).step(step=1, tokens=1)",
         tmp_path,
     )
