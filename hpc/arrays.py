@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from hpc import executor, provenance, script, slurm, submit
+from hpc import check_access, executor, provenance, script, slurm, submit
 from hpc.config import Cluster, Launcher
 from hpc.errors import Failed, Refused
 from hpc.resume import clear_ends
@@ -54,6 +54,16 @@ def refuse_many_clusters(plans: list[Plan]) -> None:
         )
 
 
+def refuse_too_many(plans: list[Plan]) -> None:
+    """
+    Raises:
+        Refused: if the user may not have so many jobs in the queue.
+    """
+    first = plans[0]
+    if problems := check_access.submission(first.config, first.request, first.site, len(plans)):
+        raise Refused("\n".join(map(str, problems)))
+
+
 def array_script(plan: Plan, folder: Path, number: int, tasks: int) -> str:
     """What would be submitted for an array of runs like this one."""
     return script.render_array(plan.config, plan.request, folder, number, tasks, emulated=plan.emulated)
@@ -66,9 +76,11 @@ def dispatch(plans: list[Plan], typed: list[str], files: Mapping[str, bytes] | N
         files: what else lies in the folder, by name.
 
     Raises:
+        Refused: if they are too many for the user, or of several clusters.
         Failed: if the folder cannot be written or Slurm does not take every array; then none is left in the queue.
     """
     refuse_many_clusters(plans)
+    refuse_too_many(plans)
     first = plans[0]
     submit.need_sbatch(first.config.cluster)
     parent = Path(first.config.cluster.runs) / first.config.name
@@ -145,6 +157,7 @@ def resume(sweep: Sweep) -> list[int]:
     if not again:
         return []
     plans = [_plan(sweep, number) for number in again]
+    refuse_too_many(plans)
     submit.need_sbatch(plans[0].config.cluster)
     first = len(sweep.arrays)
     try:

@@ -160,6 +160,14 @@ class HelloJob(Job):
 
 
 @dataclass
+class DoctorJob(Job):
+    """Each node says what it has and sees: hpc doctor --job."""
+
+    _target_: str = "jobs.doctor.Doctor"
+    max_fruitless: int = 1  # a second try would see the same
+
+
+@dataclass
 class HydraJob(Job):
     """One combination of another Hydra application's multirun, as hydra/launcher=hpc_slurm submits it."""
 
@@ -182,7 +190,13 @@ class Config:
     job: Job = MISSING
 
 
-JOBS: dict[str, type[Job]] = {"train": TrainJob, "prepare": PrepareJob, "hello": HelloJob, "hydra": HydraJob}
+JOBS: dict[str, type[Job]] = {
+    "train": TrainJob,
+    "prepare": PrepareJob,
+    "hello": HelloJob,
+    "doctor": DoctorJob,
+    "hydra": HydraJob,
+}
 
 
 def job_schema(target: str) -> type[Job]:

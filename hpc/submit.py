@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
-from hpc import attempt, check, check_disk, script, slurm
+from hpc import asking, attempt, check, check_access, check_disk, check_site, script, slurm
 from hpc.config import Cluster, Config, Launcher
 from hpc.errors import Failed, Refused
 from hpc.request import Request, resolve
 from hpc.runs import Run, disk_failure, new_id, read_json, sync_folder, write_json, write_text
+from hpc.site import Site
 from trainer.problems import Problem
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class Plan:
     emulated: bool
     missing: tuple[Problem, ...]  # what a dry run can do without
     typed: list[str]  # what asks for this request alone
+    site: Site | None = None  # what the cluster's Slurm says of itself, where it answers
+    hints: tuple[str, ...] = ()  # no mistakes, but worth knowing before a long wait
 
 
 def plan(config: Config, typed: Sequence[str] = (), *, dry_run: bool = False, begun: bool = False) -> Plan:
@@ -51,13 +54,41 @@ def plan(config: Config, typed: Sequence[str] = (), *, dry_run: bool = False, be
         config.cluster = emulation.described(config.cluster)
     emulated = emulation is not None
     request = resolve(config)
-    problems = check.problems(config, request)
+    environment = _environment(emulation)
+    site = _site(config, environment)
+    if site is not None and site.max_array_size is not None:
+        config.cluster.max_array_size = min(config.cluster.max_array_size, site.max_array_size)
+    problems = [*check.problems(config, request, site), *check_access.submission(config, request, site, 1)]
     missing = [*check_disk.data(config), *([] if begun else check_disk.weights(config))]
     if not problems and (emulated or config.cluster.launcher is Launcher.local):
         missing += check.fits_here(config, request, psutil.virtual_memory().available / 2**30)
     if refused := problems + ([] if dry_run else missing):
         raise Refused("\n".join(str(problem) for problem in refused))
-    return Plan(config, request, _environment(emulation), emulated, tuple(missing), list(typed))
+    hints = check_site.hints(config, request, site) if site is not None else []
+    if site is None and dry_run and config.cluster.launcher is Launcher.slurm:
+        hints = [f"no Slurm of {config.cluster.name} answers here: checked against cluster/{config.cluster.name}.yaml"]
+    return Plan(config, request, environment, emulated, tuple(missing), list(typed), site, tuple(hints))
+
+
+def seen(config: Config) -> Cluster:
+    """The cluster of a request as it is reached from here: with what its emulation changed, where that is up."""
+    _absolute(config)
+    emulation = _emulation(config.cluster.name, config.cluster.launcher)
+    return config.cluster if emulation is None else emulation.described(config.cluster)
+
+
+def _site(config: Config, environment: Mapping[str, str]) -> Site | None:
+    cluster = config.cluster
+    if cluster.launcher is Launcher.local or not slurm.available():
+        return None
+    return asking.site(environment, reservations=bool(config.job.reservation or cluster.reservation))
+
+
+def ask_ahead(words: Sequence[str]) -> None:
+    """Ask the Slurm of ``cluster=NAME`` what it allows, so that it has answered when the request is composed."""
+    names = [word.removeprefix("cluster=") for word in words if word.startswith("cluster=")]
+    if len(names) == 1 and names[0] != "local" and "," not in names[0] and slurm.available():
+        asking.ahead(target(names[0], Launcher.slurm))
 
 
 def target(cluster: str, launcher: Launcher) -> dict[str, str]:

@@ -16,6 +16,8 @@ VERBS = {
     "sweep": "the runs of a sweep: where they stand, which is best, which are to be tried again",
     "profile": "where the time of a running run's steps goes, by torch's profiler",
     "cancel": "save and end a run, so that no attempt follows",
+    "doctor": "look over a site from here: its Slurm, its file systems, Python; with --job its nodes",
+    "cluster": "detect: write the description of the site that this is called on",
     "emulate": "start a real Slurm on this machine in the shape of a cluster",
 }
 USAGE = """usage: hpc VERB [...]

@@ -29,9 +29,12 @@ def main(argv: list[str]) -> int:
     for word in words:
         if word.startswith("--dry") or word in ("--follow", "--block"):
             raise Refused(f"unknown flag {word}. Own flags: {', '.join(FLAGS)}; Hydra's: hpc submit --hydra-help")
-    found = plans(words, dry_run="--dry-run" in flags)
     from hpc import submit
 
+    submit.ask_ahead(words)
+    found = plans(words, dry_run="--dry-run" in flags)
+    for hint in dict.fromkeys(hint for plan in found for hint in plan.hints):
+        print(f"hpc submit: {hint}", file=sys.stderr)
     if SWEEP & set(words) and found:
         return _sweep(found, words, flags)
     for plan in found:  # one, or none where Hydra only showed something
@@ -51,6 +54,7 @@ def _sweep(found: list[Plan], words: list[str], flags: set[str]) -> int:
 
     if "--dry-run" in flags:
         arrays.refuse_many_clusters(found)
+        arrays.refuse_too_many(found)
         _tell_missing(found)
         for number, runs in enumerate(arrays.group(found)):
             plan = found[runs[0]]
