@@ -103,7 +103,8 @@ def _nodes(config: Config, request: Request, terms: Terms | None) -> Iterator[Pr
         fix = _other_qos(terms) if terms is not None and most.source.startswith("sacctmgr") else ""
         yield Problem("job.nodes", str(nodes), f"{place} gives no job of this shape ({most.source})", fix)
         return
-    allowed = f"{place} gives {least} to {int(most.value)} nodes ({source})"
+    span = f"{least} to {int(most.value)} nodes" if most.value > least else f"{least} node{'s' * (least > 1)}"
+    allowed = f"{place} gives {span} ({source})"
     yield Problem("job.nodes", str(nodes), allowed, f"job.nodes={min(max(nodes, least), int(most.value))}")
 
 

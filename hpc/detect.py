@@ -149,7 +149,7 @@ def default(site: Site) -> str:
 def _node_type(key: str, kind: Kind, names: list[str]) -> Iterator[str]:
     yield f"  {_yaml(key)}:"
     yield f"    count: {len(names)}"
-    yield f"    names: {_yaml(compress(names))}"
+    yield f"    names: {_names(names)}"
     yield f"    sockets: {kind.sockets}"
     yield f"    cores: {kind.cores}"
     yield f"    memory_gb: {kind.memory_gb}"
@@ -199,10 +199,15 @@ def _account(site: Site) -> Iterator[str]:
     yield f"account: {_yaml(usual or mine[0])}" + (f"  # or {', '.join(others)}" if usual and others else "")
 
 
+def _names(names: list[str]) -> str:
+    """Node names in Slurm's notation, whose brackets YAML leaves alone behind a letter."""
+    text = compress(names)
+    return text if re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*\[[0-9,-]+\]", text) else _yaml(text)
+
+
 def _yaml(text: str) -> str:
     """A scalar that YAML reads as this very text."""
     import yaml
 
     plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./+-]*", text) and yaml.safe_load(text) == text
-    nodes = re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*\[[0-9,-]+\]", text)
-    return text if plain or nodes else json.dumps(text)
+    return text if plain else json.dumps(text)
