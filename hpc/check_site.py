@@ -117,7 +117,7 @@ def _memory(config: Config, request: Request, terms: Terms | None) -> Iterator[P
     given, limits = config.job.memory_gb, [Limit(request.node.memory_gb, _described(config))]
     asked = given
     if terms is not None and terms.featured and request.nodes > 0:
-        each = among(((group.memory, len(group.names)) for group in terms.featured), min(request.nodes, 10**6))
+        each = among(((group.memory, len(group.names)) for group in terms.featured), request.nodes)
         each = each or min(group.memory for group in terms.featured)
         limits.insert(0, Limit(each // 1024, f"scontrol show node: RealMemory={each}"))
         held = list(_memory_limits(terms))

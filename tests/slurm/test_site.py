@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,13 +22,13 @@ CONF = Path(__file__).resolve().parents[2] / "conf" / "cluster"
 SMALL = ["job=hello", "job.nodes=1", "job.time=10", "job.grace=10"]
 
 
-def hpc(*words: str, status: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+def hpc(*words: str, status: int = 0, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", "hpc", *words],
         capture_output=True,
         text=True,
         timeout=200,
-        env={**os.environ, **environment},
+        env={**os.environ, **(environment or {})},
     )
     assert done.returncode == status, done.stderr + done.stdout
     return done
@@ -55,7 +55,7 @@ def limited(
 
 
 @pytest.fixture
-def update(limited: tuple[Emulation, list[str]]) -> Callable[..., contextmanager]:
+def update(limited: tuple[Emulation, list[str]]) -> Callable[..., AbstractContextManager[None]]:
     """update("partitionname=gpu", "MaxTime=1:00:00", back="MaxTime=7-0"): as an administrator, and undone after."""
     emulation, _ = limited
 
@@ -98,7 +98,7 @@ def update(limited: tuple[Emulation, list[str]]) -> Callable[..., contextmanager
 )
 def test_what_slurm_would_refuse_or_never_start_is_refused_with_its_source(
     limited: tuple[Emulation, list[str]],
-    update: Callable[..., contextmanager],
+    update: Callable[..., AbstractContextManager[None]],
     what: str,
     to: str,
     back: str,
@@ -113,7 +113,7 @@ def test_what_slurm_would_refuse_or_never_start_is_refused_with_its_source(
         assert fix in done.stderr.partition("Try: ")[2]
         assert done.stdout == ""
         assert not slurm.queue(environment=emulation.environment)
-    assert not Path(places[2].partition("=")[2]).exists()
+    assert not (Path(places[2].partition("=")[2]) / "tiny_moe").exists()
     assert "#!/bin/bash" in hpc("submit", "--dry-run", *SMALL, *places, *overrides).stdout
 
 
@@ -132,7 +132,6 @@ def test_what_slurm_would_refuse_or_never_start_is_refused_with_its_source(
 def test_a_limit_crossed_by_one(limited: tuple[Emulation, list[str]], overrides: list[str], message: str) -> None:
     done = hpc("submit", "--dry-run", *SMALL, *limited[1], *overrides, status=2)
     assert message in done.stderr
-    # Slurm itself takes the nearest legal value.
     assert done.stdout == ""
 
 
@@ -147,7 +146,7 @@ def test_the_index_of_an_array_is_bounded_by_the_site_whatever_is_described(
 
 
 def test_a_job_that_waits_for_nodes_that_are_down_is_submitted_with_a_hint(
-    limited: tuple[Emulation, list[str]], update: Callable[..., contextmanager]
+    limited: tuple[Emulation, list[str]], update: Callable[..., AbstractContextManager[None]]
 ) -> None:
     _, places = limited
     with update("nodename=n2gpu1204", "state=drain reason=test", "state=resume"):
@@ -159,7 +158,9 @@ def test_a_slurm_that_does_not_answer_leaves_the_description_and_says_so(
     limited: tuple[Emulation, list[str]], tmp_path: Path
 ) -> None:
     search = copied("noctua2", "silent", tmp_path)
-    done = hpc("submit", "--dry-run", *SMALL, search, "cluster=silent", SLURM_CONF=str(tmp_path / "none"))
+    done = hpc(
+        "submit", "--dry-run", *SMALL, search, "cluster=silent", environment={"SLURM_CONF": str(tmp_path / "none")}
+    )
     assert "no Slurm of silent answers here: checked against cluster/silent.yaml" in done.stderr
 
 
@@ -169,7 +170,10 @@ def test_a_hanging_slurm_delays_by_two_seconds_at_most(tmp_path: Path) -> None:
         (tmp_path / name).chmod(0o755)
     search = copied("noctua2", "silent", tmp_path)
     start = time.monotonic()
-    done = hpc(*("submit", "--dry-run", *SMALL, search, "cluster=silent"), PATH=f"{tmp_path}:{os.environ['PATH']}")
+    done = hpc(
+        *("submit", "--dry-run", *SMALL, search, "cluster=silent"),
+        environment={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
     assert "no Slurm of silent answers" in done.stderr
     assert time.monotonic() - start < 8
 
@@ -182,10 +186,12 @@ def test_what_is_detected_is_what_was_described(
     truth = described("site", search)
     with emulate.emulated(truth, emulate.Options(fast=True)) as emulation:
         told = json.loads(
-            hpc("cluster", "detect", "--output", str(tmp_path / "out"), "--json", **emulation.environment).stdout
+            hpc(
+                "cluster", "detect", "--output", str(tmp_path / "out"), "--json", environment=emulation.environment
+            ).stdout
         )
         assert Path(told["file"]) == tmp_path / "out" / "cluster" / "site.yaml"
-        again = hpc("cluster", "detect", "--output", str(tmp_path / "out"), status=2, **emulation.environment)
+        again = hpc("cluster", "detect", "--output", str(tmp_path / "out"), status=2, environment=emulation.environment)
         assert "is there already. Try: --force" in again.stderr
         if shipped == "noctua2":
             words = ["job=hello", "cluster=site", f"cluster.runs={tmp_path}/runs", "job.nodes=2"]
@@ -223,7 +229,7 @@ def test_the_doctor_sends_a_job_to_two_nodes(limited: tuple[Emulation, list[str]
 
 
 def test_the_doctor_says_what_the_description_has_too_much(
-    limited: tuple[Emulation, list[str]], update: Callable[..., contextmanager]
+    limited: tuple[Emulation, list[str]], update: Callable[..., AbstractContextManager[None]]
 ) -> None:
     _, places = limited
     with update("partitionname=gpu", "MaxTime=1:00:00", "MaxTime=7-0"):
