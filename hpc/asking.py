@@ -8,8 +8,9 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from hpc.site import Site
 PATIENCE = 2.0  # seconds until what has not answered counts as silent
 FRESH = 30.0  # seconds for which an answer is taken again: for all runs of a sweep, not for a notebook's whole day
 
-_asked: dict[tuple[str, ...], Asking] = {}
+_asked: dict[str | None, Asking] = {}  # by SLURM_CONF
 
 
 class Asking:
@@ -123,11 +124,22 @@ class Asking:
 
 def ahead(environment: Mapping[str, str]) -> Asking:
     """Begin to ask; what was asked a moment ago is not asked again."""
-    key = tuple(sorted(f"{name}={value}" for name, value in environment.items()))
+    key = environment.get("SLURM_CONF")
     known = _asked.get(key)
     if known is None or time.monotonic() - known.began > FRESH:
         known = _asked[key] = Asking(environment)
     return known
+
+
+def ahead_of(words: Sequence[str]) -> None:
+    """Begin to ask the Slurm of the ``cluster=NAME`` that was typed, so that it has answered when all is composed."""
+    names = [word.removeprefix("cluster=") for word in words if word.startswith("cluster=")]
+    if len(names) != 1 or names[0] == "local" or not re.fullmatch(r"[\w.-]+", names[0]) or not slurm.available():
+        return
+    from hpc import emulate
+
+    emulation = emulate.find(names[0])
+    ahead(emulation.environment if emulation is not None else {})
 
 
 def site(environment: Mapping[str, str], *, reservations: bool = False) -> Site | None:

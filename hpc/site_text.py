@@ -6,8 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from hpc.request import seconds
-
 # What Slurm prints for "no value" or "no limit", in one place or another.
 NOTHING = {"", "(null)", "N/A", "NONE", "UNLIMITED", "INFINITE", "NOT_SET", "n/a"}
 AS_OF = "as of"
@@ -51,6 +49,8 @@ def duration(text: str) -> float | None:
     """Seconds of a time limit; None where there is none."""
     if text.strip() in NOTHING:
         return None
+    from hpc.request import seconds  # which brings OmegaConf, and asking begins before that is imported
+
     try:
         return seconds(text)
     except ValueError:

@@ -84,13 +84,6 @@ def _site(config: Config, environment: Mapping[str, str]) -> Site | None:
     return asking.site(environment, reservations=bool(config.job.reservation or cluster.reservation))
 
 
-def ask_ahead(words: Sequence[str]) -> None:
-    """Ask the Slurm of ``cluster=NAME`` what it allows, so that it has answered when the request is composed."""
-    names = [word.removeprefix("cluster=") for word in words if word.startswith("cluster=")]
-    if len(names) == 1 and names[0] != "local" and "," not in names[0] and slurm.available():
-        asking.ahead(target(names[0], Launcher.slurm))
-
-
 def target(cluster: str, launcher: Launcher) -> dict[str, str]:
     """What Slurm programs and jobs of a cluster find in their environment beside the caller's own.
 

@@ -29,12 +29,14 @@ def main(argv: list[str]) -> int:
     for word in words:
         if word.startswith("--dry") or word in ("--follow", "--block"):
             raise Refused(f"unknown flag {word}. Own flags: {', '.join(FLAGS)}; Hydra's: hpc submit --hydra-help")
-    from hpc import submit
+    from hpc import asking
 
-    submit.ask_ahead(words)
+    asking.ahead_of(words)
     found = plans(words, dry_run="--dry-run" in flags)
     for hint in dict.fromkeys(hint for plan in found for hint in plan.hints):
         print(f"hpc submit: {hint}", file=sys.stderr)
+    from hpc import submit
+
     if SWEEP & set(words) and found:
         return _sweep(found, words, flags)
     for plan in found:  # one, or none where Hydra only showed something
