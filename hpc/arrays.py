@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hpc import executor, provenance, script, slurm, submit
+from hpc import check_access, executor, provenance, script, slurm, submit
 from hpc.config import Cluster, Launcher
 from hpc.errors import Failed, Refused
 from hpc.queue import controller
@@ -62,6 +62,17 @@ def refuse_many_clusters(plans: Sequence[Plan]) -> None:
         )
 
 
+def refuse_too_many(plans: Sequence[Plan]) -> None:
+    """
+    Raises:
+        Refused: if the user may not have so many jobs in the queue.
+    """
+    first = plans[0]
+    tasks = -(-len(plans) // first.request.runs_per_node)
+    if problems := check_access.submission(first.config, first.request, first.site, tasks):
+        raise Refused("\n".join(map(str, problems)))
+
+
 def array_script(plan: Plan, folder: Path, number: int, runs: int) -> str:
     """What would be submitted for an array of so many runs like this one."""
     tasks = -(-runs // plan.request.runs_per_node)
@@ -78,9 +89,11 @@ def dispatch(
         more: what else stands in its sweep.json.
 
     Raises:
+        Refused: if they are too many for the user, or of several clusters.
         Failed: if the folder cannot be written or Slurm does not take every array; then none is left in the queue.
     """
     refuse_many_clusters(plans)
+    refuse_too_many(plans)
     first = plans[0]
     submit.need_sbatch(first.config.cluster)
     parent = Path(first.config.cluster.runs) / first.config.name
@@ -253,6 +266,8 @@ def resume(sweep: Sweep, only: Sequence[int] | None = None, *, alone: bool = Fal
     if not again and not begin:
         return []
     plans = [_plan(sweep, number) for number in again]
+    if plans:
+        refuse_too_many(plans)
     first = len(sweep.arrays)
     before = _states(sweep, again)
     try:

@@ -6,10 +6,11 @@ import math
 import re
 from collections.abc import Iterator
 
-from hpc import check_command
+from hpc import check_command, check_site
 from hpc.config import CommandJob, Config, Container, Launcher, PrepareJob, TrainJob
-from hpc.request import Request, clock, seconds
+from hpc.request import Request, clock
 from hpc.runs import NAME
+from hpc.site import Site
 from trainer import problems as training
 from trainer.config import CorpusSource, Device, TrainerConfig
 from trainer.fit import nearest
@@ -23,12 +24,18 @@ PLAIN_RANK_GB, TORCH_RANK_GB = 0.06, 0.45
 GPU_SHARE = 0.9
 
 
-def problems(config: Config, request: Request) -> list[Problem]:
-    """Everything that is wrong with a request, as far as its values and the cluster's description show."""
+def problems(config: Config, request: Request, site: Site | None = None) -> list[Problem]:
+    """Everything that is wrong with a request, as far as its values, the cluster's description and its Slurm show.
+
+    Args:
+        site: what the cluster's Slurm says of itself, where it answers.
+    """
     found = [*_name(config), *_words(config), *_shape(config, request), *_time(config, request), *_container(config)]
     found += _shared(config, request)
     found += _notify(config)
     found += check_command.problems(config, request)
+    known = {problem.field for problem in found}
+    found += [problem for problem in check_site.problems(config, request, site) if problem.field not in known]
     if isinstance(config.job, TrainJob):
         own = list(
             training.problems(trainer_config(config), max(1, request.world_size), max(1, request.ranks_per_node))
@@ -80,51 +87,25 @@ def _words(config: Config) -> Iterator[Problem]:
 
 
 def _shape(config: Config, request: Request) -> Iterator[Problem]:
-    node, cluster = request.node, config.cluster
-    most = min(node.count, request.limits.max_nodes or node.count)
-    where = f"partition {request.partition} of {cluster.name}"
-    if not 1 <= request.nodes <= most:
-        yield Problem(
-            "job.nodes",
-            str(request.nodes),
-            f"{where} gives 1 to {most} nodes",
-            f"job.nodes={min(max(request.nodes, 1), most)}",
-        )
-    if request.ranks_per_node < 1:
-        yield Problem("job.ranks_per_node", str(request.ranks_per_node), "must be at least 1", "job.ranks_per_node=1")
-    elif node.gpus and request.ranks_per_node > node.gpus:
-        yield Problem(
-            "job.ranks_per_node",
-            str(request.ranks_per_node),
-            f"a node of {where} has {node.gpus} GPUs, and each rank takes one",
-            f"job.ranks_per_node={node.gpus}",
-        )
-    elif request.ranks_per_node > node.cores:
-        yield Problem(
-            "job.ranks_per_node",
-            str(request.ranks_per_node),
-            f"a node of {where} has {node.cores} cores",
-            f"job.ranks_per_node={node.cores}",
-        )
+    node, where = request.node, f"a node of partition {request.partition} of {config.cluster.name}"
+    ranks, source = request.ranks_per_node, f"(cluster/{config.cluster.name}.yaml)"
+    if ranks < 1:
+        yield Problem("job.ranks_per_node", str(ranks), "must be at least 1", "job.ranks_per_node=1")
+    elif node.gpus and ranks > node.gpus:
+        allowed = f"{where} has {node.gpus} GPUs, and each rank takes one {source}"
+        yield Problem("job.ranks_per_node", str(ranks), allowed, f"job.ranks_per_node={node.gpus}")
+    elif ranks > node.cores:
+        allowed = f"{where} has {node.cores} cores {source}"
+        yield Problem("job.ranks_per_node", str(ranks), allowed, f"job.ranks_per_node={node.cores}")
     cpus = config.job.cpus_per_rank
-    if cpus is not None and not 1 <= cpus * max(1, request.ranks_per_node) <= node.cores:
+    if cpus is not None and not 1 <= cpus * max(1, ranks) <= node.cores:
+        allowed = f"{ranks} ranks share the {node.cores} cores of {where} {source}"
         yield Problem(
-            "job.cpus_per_rank",
-            str(cpus),
-            f"{request.ranks_per_node} ranks share the {node.cores} cores of a node of {where}",
-            f"job.cpus_per_rank={max(1, node.cores // max(1, request.ranks_per_node))}",
+            "job.cpus_per_rank", str(cpus), allowed, f"job.cpus_per_rank={max(1, node.cores // max(1, ranks))}"
         )
     if not 0 <= request.gpus_per_node <= node.gpus:
-        allowed = f"a node of {where} has {node.gpus} GPUs"
+        allowed = f"{where} has {node.gpus} GPUs {source}"
         yield Problem("job.gpus_per_node", str(request.gpus_per_node), allowed, f"job.gpus_per_node={node.gpus}")
-    memory = config.job.memory_gb
-    if memory is not None and not 1 <= memory <= node.memory_gb:
-        yield Problem(
-            "job.memory_gb",
-            str(memory),
-            f"a node of {where} has {node.memory_gb} GiB",
-            f"job.memory_gb={min(max(memory, 1), node.memory_gb)}",
-        )
 
 
 def _shared(config: Config, request: Request) -> Iterator[Problem]:
@@ -154,11 +135,6 @@ def _shared(config: Config, request: Request) -> Iterator[Problem]:
 
 
 def _time(config: Config, request: Request) -> Iterator[Problem]:
-    most = seconds(request.limits.max_time)
-    where = f"partition {request.partition} of {config.cluster.name}"
-    if request.time > most:
-        given = config.job.time or clock(request.time)
-        yield Problem("job.time", given, f"{where} gives at most {clock(most)}", f"job.time={clock(most)}")
     if request.time <= 0:
         # Slurm reads 0 as "no limit" and lets the job wait for ever where there is one.
         yield Problem("job.time", str(config.job.time), "must be longer than 0", "job.time=1:00:00")

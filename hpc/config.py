@@ -236,6 +236,14 @@ class CommandJob(Job):
 
 
 @dataclass
+class DoctorJob(Job):
+    """Each node says what it has and sees: hpc doctor --job."""
+
+    _target_: str = "jobs.doctor.Doctor"
+    max_fruitless: int = 1  # a second try would see the same
+
+
+@dataclass
 class HydraJob(Job):
     """One combination of another Hydra application's multirun, as hydra/launcher=hpc_slurm submits it."""
 
@@ -295,6 +303,7 @@ JOBS: dict[str, type[Job]] = {
     "train": TrainJob,
     "prepare": PrepareJob,
     "hello": HelloJob,
+    "doctor": DoctorJob,
     "hydra": HydraJob,
     "search": SearchJob,
     "command": CommandJob,

@@ -77,10 +77,60 @@ def _run(argv: list[str], environment: Mapping[str, str], timeout: float) -> str
         ) from None
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{argv[0]} did not answer within {timeout:.0f} s; look with squeue what it did") from None
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").replace("\n", "; ")
-        raise SlurmError(f"{argv[0]}: {said}", done.stderr)
-    return done.stdout
+    return _checked(argv, done.returncode, done.stdout, done.stderr)
+
+
+def _checked(argv: list[str], status: int, stdout: str, stderr: str) -> str:
+    if status:
+        said = (stderr.strip() or stdout.strip() or f"exit status {status}").replace("\n", "; ")
+        raise SlurmError(f"{argv[0]}: {said}", stderr)
+    return stdout
+
+
+class Question:
+    """One of Slurm's programs, started now and heard later, so that several are asked at once."""
+
+    def __init__(self, argv: list[str], environment: Mapping[str, str] | None = None) -> None:
+        """
+        Raises:
+            SlurmError: if the program is not there.
+        """
+        self.argv = argv
+        self.asked = time.monotonic()
+        try:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "SLURM_TIME_FORMAT": "standard", **(environment or {})},
+            )
+        except FileNotFoundError:
+            raise SlurmError(f"{argv[0]} is not installed here") from None
+
+    def answer(self, timeout: float) -> str:
+        """What it printed.
+
+        Args:
+            timeout: seconds, counted from when it was asked.
+
+        Raises:
+            SlurmError: if it failed, or has not answered by then.
+        """
+        try:
+            left = self.asked + timeout - time.monotonic()
+            stdout, stderr = self._process.communicate(timeout=max(left, 0.01))
+        except subprocess.TimeoutExpired:
+            self.drop()
+            raise SlurmError(f"{self.argv[0]} did not answer within {timeout:g} s") from None
+        return _checked(self.argv, self._process.returncode, stdout, stderr)
+
+    def drop(self) -> None:
+        """The answer is not wanted any more."""
+        if self._process.returncode is None:
+            self._process.kill()
+            self._process.communicate()
 
 
 def _squeue(letter: str) -> Any:

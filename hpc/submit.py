@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from hpc import attempt, check, check_command, check_disk, program, script, slurm
+from hpc import asking, attempt, check, check_access, check_command, check_disk, check_site, program, script, slurm
 from hpc.config import Cluster, CommandJob, Config, Launcher
 from hpc.errors import Failed, Refused
 from hpc.request import Request, resolve
 from hpc.runs import Run, disk_failure, new_id, read_json, sync_folder, write_json, write_text
+from hpc.site import Site
 from trainer.problems import Problem
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Plan:
     missing: tuple[Problem, ...]  # what a dry run can do without
     typed: list[str]  # what asks for this request alone
     warnings: tuple[str, ...] = ()  # what may be right and looks wrong
+    site: Site | None = None  # what the cluster's Slurm says of itself, where it answers
+    hints: tuple[str, ...] = ()  # no mistakes, but worth knowing before a long wait
 
 
 def plan(config: Config, typed: Sequence[str] = (), *, dry_run: bool = False, begun: bool = False) -> Plan:
@@ -55,14 +58,21 @@ def plan(config: Config, typed: Sequence[str] = (), *, dry_run: bool = False, be
         config.cluster = emulation.described(config.cluster)
     emulated = emulation is not None
     request = resolve(config)
-    problems = check.problems(config, request)
+    environment = _environment(emulation)
+    site = _site(config, environment)
+    if site is not None and site.max_array_size is not None:
+        config.cluster.max_array_size = min(config.cluster.max_array_size, site.max_array_size)
+    problems = [*check.problems(config, request, site), *check_access.submission(config, request, site, 1)]
     missing = [*check_disk.data(config), *([] if begun else check_disk.weights(config))]
     if not problems and (emulated or config.cluster.launcher is Launcher.local):
         missing += check.fits_here(config, request, psutil.virtual_memory().available / 2**30)
     if refused := problems + ([] if dry_run else missing):
         raise Refused("\n".join(str(problem) for problem in refused))
+    hints = check_site.hints(config, request, site) if site is not None else []
+    if site is None and dry_run and config.cluster.launcher is Launcher.slurm:
+        hints = [f"no Slurm of {config.cluster.name} answers here: checked against cluster/{config.cluster.name}.yaml"]
     told = tuple(check_command.warnings(config, _program_found(config)))
-    return Plan(config, request, _environment(emulation), emulated, tuple(missing), list(typed), told)
+    return Plan(config, request, environment, emulated, tuple(missing), list(typed), told, site, tuple(hints))
 
 
 def _program_found(config: Config) -> bool:
@@ -71,6 +81,20 @@ def _program_found(config: Config) -> bool:
     if not isinstance(job, CommandJob):
         return False
     return program.find(check_command.words(config.command)[0], Path(str(job.directory))) is not None
+
+
+def seen(config: Config) -> Cluster:
+    """The cluster of a request as it is reached from here: with what its emulation changed, where that is up."""
+    _absolute(config)
+    emulation = _emulation(config.cluster.name, config.cluster.launcher)
+    return config.cluster if emulation is None else emulation.described(config.cluster)
+
+
+def _site(config: Config, environment: Mapping[str, str]) -> Site | None:
+    cluster = config.cluster
+    if cluster.launcher is Launcher.local or not slurm.available():
+        return None
+    return asking.site(environment, reservations=bool(config.job.reservation or cluster.reservation))
 
 
 def target(cluster: str, launcher: Launcher) -> dict[str, str]:

@@ -25,6 +25,8 @@ VERBS = {
     "drill": "bring a fault into a run of your own, and see it survive",
     "rm": "remove runs that have ended; asks first",
     "gc": "remove old checkpoints and leftovers by policy; shows them and asks first",
+    "doctor": "look over a site from here: its Slurm, its file systems, Python; with --job its nodes",
+    "cluster": "detect: write the description of the site that this is called on",
     "emulate": "start a real Slurm on this machine in the shape of a cluster",
     "completion": "what makes the Tab key complete commands in bash, zsh or fish",
 }

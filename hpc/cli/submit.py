@@ -31,10 +31,15 @@ def main(argv: list[str]) -> int:
     for word in words:
         if word.startswith("--dry") or word in ("--follow", "--block"):
             raise Refused(f"unknown flag {word}. Own flags: {', '.join(FLAGS)}; Hydra's: hpc submit --hydra-help")
+    from hpc import asking
+
+    asking.ahead_of(words)
     searches: list[Space] = []
     found = plans(words, dry_run="--dry-run" in flags, search=searches.append)
     if searches:
         return _search(searches[0], words, flags)
+    for hint in dict.fromkeys(hint for plan in found for hint in plan.hints):
+        print(f"hpc submit: {hint}", file=sys.stderr)
     from hpc import submit
 
     if SWEEP & set(words) and found:
@@ -67,6 +72,7 @@ def _show(found: list[Plan]) -> int:
     from hpc import arrays
 
     arrays.refuse_many_clusters(found)
+    arrays.refuse_too_many(found)
     _tell_missing(found)
     for number, runs in enumerate(arrays.group(found)):
         plan = found[runs[0]]

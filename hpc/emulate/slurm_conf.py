@@ -290,6 +290,8 @@ def _partition_line(name: str, partition: Partition, cluster: Cluster, tiers: bo
         "Default": "YES" if name == cluster.default_partition else "NO",
         "MaxTime": partition.max_time,
     }
+    if cluster.exclusive:
+        fields["OverSubscribe"] = "EXCLUSIVE"
     if partition.default_time is not None:
         fields["DefaultTime"] = partition.default_time
     if partition.max_nodes is not None:

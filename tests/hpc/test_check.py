@@ -21,13 +21,25 @@ def test_a_legal_request_has_no_problem() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["job.nodes=25"], "job.nodes=25: partition gpu of noctua2 gives 1 to 24 nodes. Try: job.nodes=24"),
-        (["job.nodes=0"], "job.nodes=0: partition gpu of noctua2 gives 1 to 24 nodes. Try: job.nodes=1"),
-        (["job.ranks_per_node=5"], "has 4 GPUs, and each rank takes one. Try: job.ranks_per_node=4"),
-        (["job.time=8-00:00:00"], "job.time=8-00:00:00: partition gpu of noctua2 gives at most 7-00:00:00"),
+        (
+            ["job.nodes=25"],
+            "job.nodes=25: partition gpu of noctua2 gives 1 to 24 nodes (cluster/noctua2.yaml). Try: job.nodes=24",
+        ),
+        (
+            ["job.nodes=0"],
+            "job.nodes=0: partition gpu of noctua2 gives 1 to 24 nodes (cluster/noctua2.yaml). Try: job.nodes=1",
+        ),
+        (
+            ["job.ranks_per_node=5"],
+            "has 4 GPUs, and each rank takes one (cluster/noctua2.yaml). Try: job.ranks_per_node=4",
+        ),
+        (
+            ["job.time=8-00:00:00"],
+            "job.time=8-00:00:00: partition gpu of noctua2 gives at most 7-00:00:00 (cluster/noctua2.yaml)",
+        ),
         (["job.time=7-00:00:01"], "Try: job.time=7-00:00:00"),
         (["job.time=0"], "must be longer than 0"),
-        (["job.memory_gb=481"], "has 480 GiB. Try: job.memory_gb=480"),
+        (["job.memory_gb=481"], "gives 1 to 480 GiB (cluster/noctua2.yaml). Try: job.memory_gb=480"),
         (["job.time=4", "job.grace=300"], "Try: job.grace=60"),
         (["name=a;touch"], "name='a;touch'"),
         (["cluster.container.runtime=apptainer"], "cluster.container.image=null"),

@@ -100,8 +100,9 @@ NodeName=g[08-10] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[12001-12003] C
 SocketsPerBoard=2 CoresPerSocket=32 ThreadsPerCore=1 RealMemory=262144 Gres=gpu:a100:4 Feature=ib,nvme
 NodeName=login NodeHostname=localhost NodeAddr=127.0.0.1 Port=12004 CPUs=8 Boards=1 \
 SocketsPerBoard=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=16384
-PartitionName=gpu Nodes=g[08-10] Default=YES MaxTime=1-00:00:00 DefaultTime=2:00:00 MaxNodes=2
-PartitionName=cpu Nodes=login Default=NO MaxTime=UNLIMITED
+PartitionName=gpu Nodes=g[08-10] Default=YES MaxTime=1-00:00:00 OverSubscribe=EXCLUSIVE \
+DefaultTime=2:00:00 MaxNodes=2
+PartitionName=cpu Nodes=login Default=NO MaxTime=UNLIMITED OverSubscribe=EXCLUSIVE
 """
     )
 
