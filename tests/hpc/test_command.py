@@ -323,7 +323,7 @@ def test_torchrun_saves_at_the_limit_and_survives_a_killed_worker(start: Start, 
     workers[-1].send_signal(signal.SIGKILL)
     assert wait(run, quiet=True) == 0
     found = causes(run)
-    assert found[0] == ("crash", "restart")
+    assert found[0][0] == "crash"  # restarted, or queued again where too little time was left
     assert found[-1] == ("finished", "end")
     assert "SIGKILL" in ledger.history(run)[0].evidence
     assert "begin at 5 of 2 processes" in output(run, 1)
