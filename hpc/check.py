@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from hpc.config import Config, Container, Launcher, PrepareJob, TrainJob
+from hpc.config import Config, Container, EvaluateJob, Launcher, PrepareJob, TrainJob
 from hpc.request import Request, clock, seconds
 from hpc.runs import NAME
 from trainer import problems as training
@@ -25,7 +25,7 @@ GPU_SHARE = 0.9
 def problems(config: Config, request: Request) -> list[Problem]:
     """Everything that is wrong with a request, as far as its values and the cluster's description show."""
     found = [*_name(config), *_words(config), *_shape(config, request), *_time(config, request), *_container(config)]
-    if isinstance(config.job, TrainJob):
+    if isinstance(config.job, TrainJob | EvaluateJob):
         own = list(
             training.problems(trainer_config(config), max(1, request.world_size), max(1, request.ranks_per_node))
         )
@@ -219,7 +219,7 @@ def rank_memory_gb(config: Config) -> float:
     """Host memory of one rank that computes on the CPU, in GiB."""
     if config.job.rank_memory_gb is not None:
         return config.job.rank_memory_gb
-    if not isinstance(config.job, TrainJob | PrepareJob):
+    if not isinstance(config.job, TrainJob | EvaluateJob | PrepareJob):
         return PLAIN_RANK_GB
     if isinstance(config.job, PrepareJob):
         return 1.0

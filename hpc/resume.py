@@ -127,7 +127,7 @@ def refuse_live(run: Run) -> None:
     Raises:
         Refused: if an attempt of the run may still come or is under way: there must never be two.
     """
-    if outcome(run) is not None or not _lives(run):
+    if outcome(run) is not None or not lives(run):
         return
     raise Refused(
         f"{run.name}/{run.id} has not ended: it is {run.state().get('state')}, job {run.job_id}. "
@@ -186,15 +186,20 @@ def _key(word: str) -> str:
     return re.split(r"[=@]", word.lstrip("+~"), maxsplit=1)[0]
 
 
-def _lives(run: Run) -> bool:
+def lives(run: Run) -> bool:
+    """Whether the newest job of a run is in the queue or runs.
+
+    Raises:
+        Refused: if that cannot be seen from here.
+    """
     job_id = run.job_id
     if job_id is None:
         return False
     if job_id.startswith("local-"):
-        lives = local_lives(run)
-        if lives is None:
+        alive = local_lives(run)
+        if alive is None:
             raise Refused(f"the run is on {run.host}: only there can be seen whether it has ended")
-        return lives
+        return alive
     environment = controller(run)
     if environment is None:
         return False

@@ -238,6 +238,12 @@ def start_at(job_id: str, in_seconds: int, exclude: Iterable[str] = ()) -> None:
     call(["scontrol", "update", f"JobId={job_id}", f"StartTime=now+{in_seconds}", *change], timeout=URGENT)
 
 
+def depend(job_id: str, on: Sequence[str]) -> None:
+    """Have a waiting job wait until others have ended well, in place of what it waited for."""
+    jobs = f"afterok:{':'.join(on)}" if on else ""
+    call(["scontrol", "update", f"JobId={job_id}", f"Dependency={jobs}"], timeout=URGENT)
+
+
 def steps(job_id: str) -> list[str]:
     """The steps of a job that run now, as scancel takes them, without the batch script's."""
     text = call(["squeue", "--noheader", "--steps", "--jobs", job_id, "-o", "%i"])

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from hpc import attempt, check, check_disk, script, slurm
-from hpc.config import Cluster, Config, Launcher
+from hpc import attempt, check, check_disk, evaluations, following, script, slurm
+from hpc.config import Cluster, Config, EvaluateJob, Launcher
 from hpc.errors import Failed, Refused
 from hpc.request import Request, resolve
 from hpc.runs import Run, disk_failure, new_id, read_json, sync_folder, write_json, write_text
@@ -35,12 +35,20 @@ class Plan:
     typed: list[str]  # what asks for this request alone
 
 
-def plan(config: Config, typed: Sequence[str] = (), *, dry_run: bool = False, begun: bool = False) -> Plan:
+def plan(
+    config: Config,
+    typed: Sequence[str] = (),
+    *,
+    dry_run: bool = False,
+    begun: bool = False,
+    before: Sequence[Config] = (),
+) -> Plan:
     """Check a request against its cluster. Writes nothing.
 
     Args:
         dry_run: data that is not there yet and memory that is not free now are told instead of refused.
         begun: the run has weights of its own already, and does not look for those of another.
+        before: requests that finish before this one begins: what they make counts as there.
 
     Raises:
         Refused: with every problem that was found, one a line.
@@ -51,8 +59,10 @@ def plan(config: Config, typed: Sequence[str] = (), *, dry_run: bool = False, be
         config.cluster = emulation.described(config.cluster)
     emulated = emulation is not None
     request = resolve(config)
+    if isinstance(config.job, EvaluateJob):
+        evaluations.fit(config, max(1, request.world_size))
     problems = check.problems(config, request)
-    missing = [*check_disk.data(config), *([] if begun else check_disk.weights(config))]
+    missing = [*check_disk.data(config, before), *([] if begun else check_disk.weights(config, before))]
     if not problems and (emulated or config.cluster.launcher is Launcher.local):
         missing += check.fits_here(config, request, psutil.virtual_memory().available / 2**30)
     if refused := problems + ([] if dry_run else missing):
@@ -118,9 +128,13 @@ def need_sbatch(cluster: Cluster) -> None:
         )
 
 
-def write_folder(plan: Plan) -> Path:
-    """Write the run folder of a checked request, whole; nothing knows of it yet."""
-    return new_folder(Path(plan.config.cluster.runs) / plan.config.name, lambda tmp, _: _write(Run(tmp), plan))
+def write_folder(plan: Plan, **place: Any) -> Path:
+    """Write the run folder of a checked request, whole; nothing knows of it yet.
+
+    Args:
+        place: what the run's manifest says of its place among others.
+    """
+    return new_folder(Path(plan.config.cluster.runs) / plan.config.name, lambda tmp, _: _write(Run(tmp), plan, place))
 
 
 def new_folder(parent: Path, write: Callable[[Path, Path], None]) -> Path:
@@ -161,7 +175,7 @@ def _new_folder(parent: Path) -> tuple[Path, Path]:
             tmp.rmdir()
 
 
-def _write(run: Run, plan: Plan) -> None:
+def _write(run: Run, plan: Plan, place: Mapping[str, Any]) -> None:
     from omegaconf import OmegaConf
 
     from hpc import provenance
@@ -170,7 +184,8 @@ def _write(run: Run, plan: Plan) -> None:
     patch = provenance.dirty_patch()
     if patch:
         write_text(run.patch_file, patch)
-    write_json(run.manifest_file, provenance.manifest(plan.typed, plan.config.cluster.name, emulated=plan.emulated))
+    manifest = provenance.manifest(plan.typed, plan.config.cluster.name, emulated=plan.emulated)
+    write_json(run.manifest_file, {**manifest, **place})
     provenance.snapshot(run.code)
     run.attempts.mkdir()
     run.checkpoints.mkdir()
@@ -185,7 +200,8 @@ def hand_over(run: Run, plan: Plan) -> str:
     if plan.config.cluster.launcher is Launcher.local:
         executor = LocalRunExecutor(run.folder, plan.config, plan.request)
     else:
-        executor = SlurmRunExecutor(run.folder, plan.config, plan.request, plan.environment)
+        options = following.dependency(run)
+        executor = SlurmRunExecutor(run.folder, plan.config, plan.request, plan.environment, options)
     return executor.submit(attempt.start, str(run.folder)).job_id
 
 
@@ -195,5 +211,7 @@ def _absolute(config: Config) -> None:
     config.cluster.data = os.path.abspath(Path(config.cluster.data).expanduser())  # noqa: PTH100
     config.data.corpus.files = [os.path.abspath(Path(f).expanduser()) for f in config.data.corpus.files]  # noqa: PTH100
     config.data.path = os.path.abspath(Path(config.data.path).expanduser())  # noqa: PTH100
+    if isinstance(config.job, EvaluateJob) and config.job.run is not None:
+        config.job.run = os.path.abspath(Path(config.job.run).expanduser())  # noqa: PTH100 (keeps links)
     if config.train.init_from is not None:
         config.train.init_from = os.path.abspath(Path(config.train.init_from).expanduser())  # noqa: PTH100

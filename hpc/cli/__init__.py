@@ -15,6 +15,7 @@ VERBS = {
     "logs": "what a run's supervisor or one of its ranks printed",
     "resume": "go on with a run that has ended, as it was or with changes",
     "sweep": "the runs of a sweep: where they stand, which is best, which are to be tried again",
+    "evaluate": "perplexity of a run's checkpoints on held-out text",
     "profile": "where the time of a running run's steps goes, by torch's profiler",
     "cancel": "save and end a run, so that no attempt follows",
     "drill": "bring a fault into a run of your own, and see it survive",

@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 
-from hpc import runs, slurm
+from hpc import following, runs, slurm
 from hpc.errors import Failed
 from hpc.queue import belongs, controller, local_lives
 from hpc.runs import Run, write_text
@@ -26,6 +26,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     run = runs.find(runs.root(), args.run)
     said = cancel(run, now=args.now)
+    following.give_up(run)
     print(json.dumps({"run": run.id, "result": said}) if args.json else f"{run.name}/{run.id}: {said}")
     return 0
 
@@ -49,6 +50,9 @@ def cancel(run: Run, *, now: bool) -> str:
 
 
 def _cancel_local(run: Run, job_id: str, now: bool) -> str:
+    if following.before(run) and run.state().get("state") == "queued":
+        run.set_state("cancelled", reason="before it began")  # its process is that of the stages before it
+        return "cancelled before it began"
     lives = local_lives(run)
     if lives is None:
         raise Failed(

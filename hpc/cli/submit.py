@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,14 @@ SWEEP = {"-m", "--multirun"}
 FLAGS = ("--dry-run", "--wait", "--watch", "--json")
 
 
+class _IsPipeline(Exception):
+    """The request is for several runs that follow each other."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+
+
 def main(argv: list[str]) -> int:
     """Compose, check and dispatch; Hydra's own flags (--cfg, --info, --resolve, -m ...) work as everywhere."""
     flags = {flag for flag in FLAGS if flag in argv}
@@ -29,14 +37,21 @@ def main(argv: list[str]) -> int:
     for word in words:
         if word.startswith("--dry") or word in ("--follow", "--block"):
             raise Refused(f"unknown flag {word}. Own flags: {', '.join(FLAGS)}; Hydra's: hpc submit --hydra-help")
-    found = plans(words, dry_run="--dry-run" in flags)
+    try:
+        found = plans(words, dry_run="--dry-run" in flags)
+    except _IsPipeline as pipeline:
+        from hpc.cli import pipeline as staged
+
+        if SWEEP & set(words):
+            raise Refused("a pipeline cannot be swept over. Prepare first, then: hpc submit -m ...") from None
+        return staged.submit(pipeline.config, words, flags)
     from hpc import submit
 
     if SWEEP & set(words) and found:
         return _sweep(found, words, flags)
     for plan in found:  # one, or none where Hydra only showed something
         if "--dry-run" in flags:
-            _tell_missing([plan])
+            tell_missing([plan])
             print(submit.render(plan), end="")
             continue
         run = submit.dispatch(plan)
@@ -51,7 +66,7 @@ def _sweep(found: list[Plan], words: list[str], flags: set[str]) -> int:
 
     if "--dry-run" in flags:
         arrays.refuse_many_clusters(found)
-        _tell_missing(found)
+        tell_missing(found)
         for number, runs in enumerate(arrays.group(found)):
             plan = found[runs[0]]
             folder = Path(plan.config.cluster.runs) / plan.config.name / "SWEEP_ID"
@@ -64,7 +79,7 @@ def _sweep(found: list[Plan], words: list[str], flags: set[str]) -> int:
     return 0
 
 
-def _tell_missing(found: list[Plan]) -> None:
+def tell_missing(found: list[Plan]) -> None:
     for problem in dict.fromkeys(str(problem) for plan in found for problem in plan.missing):
         print(f"hpc submit: before this can run: {problem}", file=sys.stderr)
 
@@ -88,22 +103,26 @@ def plans(
     dry_run: bool,
     begun: bool = False,
     change: Callable[[Config], None] = lambda config: None,
+    before: Sequence[Config] = (),
 ) -> list[Plan]:
     """Every request that was typed, composed and checked: of a multirun all of them, before any is dispatched.
 
     Args:
-        begun: as ``hpc.submit.plan`` has it.
+        begun, before: as ``hpc.submit.plan`` has them.
         change: what is done to each composed configuration before it is checked.
     """
     from hpc import submit
     from hpc.compose import refused, typed
+    from hpc.config import PipelineJob
 
     found: list[Plan] = []
     failures: list[Exception] = []
 
     def one(config: Config, alone: list[str]) -> None:
+        if isinstance(config.job, PipelineJob):
+            raise _IsPipeline(config)
         change(config)
-        found.append(submit.plan(config, alone, dry_run=dry_run, begun=begun))
+        found.append(submit.plan(config, alone, dry_run=dry_run, begun=begun, before=before))
 
     def task(config: Any) -> None:
         # Hydra prints a traceback's worth of text for an exception that passes through it.
@@ -169,24 +188,24 @@ def _run_hydra(words: list[str], task: Any) -> None:
         GlobalHydra.instance().clear()
 
 
+def told(plan: Plan, run: Run) -> dict[str, Any]:
+    """What ``--json`` says of a run that was dispatched."""
+    return {
+        "run": run.id,
+        "name": run.name,
+        "folder": str(run.folder),
+        "job_id": run.job_id,
+        "cluster": plan.config.cluster.name,
+        "emulated": plan.emulated,
+        "submitted": time.time(),
+    }
+
+
 def tell(plan: Plan, run: Run, flags: set[str]) -> None:
     """Say what was dispatched where."""
     where = plan.config.cluster.name + (" (EMULATED)" if plan.emulated else "")
     if "--json" in flags:
-        print(
-            json.dumps(
-                {
-                    "run": run.id,
-                    "name": run.name,
-                    "folder": str(run.folder),
-                    "job_id": run.job_id,
-                    "cluster": plan.config.cluster.name,
-                    "emulated": plan.emulated,
-                    "submitted": time.time(),
-                }
-            ),
-            flush=True,
-        )
+        print(json.dumps(told(plan, run)), flush=True)
         return
     request = plan.request
     print(
