@@ -30,6 +30,8 @@ def problems(config: Config, request: Request) -> list[Problem]:
             training.problems(trainer_config(config), max(1, request.world_size), max(1, request.ranks_per_node))
         )
         found += [*_device(config, request), *(own or _memory(config, request))]
+    if isinstance(config.job, EvaluateJob) and config.job.samples is not None:
+        found += training.at_least("job.samples", config.job.samples, 1)
     if isinstance(config.job, PrepareJob):
         found += _corpus(config, request)
     return found

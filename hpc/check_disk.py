@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpc.config import Config, EvaluateJob, PrepareJob, TrainJob
+from hpc.config import CheckpointJob, Config, EvaluateJob, PrepareJob, TrainJob
 from hpc.runs import Run
 from trainer import checkpoint_folder as checkpoints
 from trainer.config import CorpusSource
@@ -61,19 +61,19 @@ def data(config: Config, before: Sequence[Config] = ()) -> Iterator[Problem]:
 
 
 def weights(config: Config, before: Sequence[Config] = ()) -> Iterator[Problem]:
-    """Whether ``train.init_from``, or the run to evaluate, leads to weights of this model.
+    """Whether ``train.init_from``, or the run that the job is about, leads to weights of this model.
 
     Args:
-        before: as ``data`` has it; a training among them is what an evaluation that names no run evaluates.
+        before: as ``data`` has it; a training among them is what a job that names no run is about.
     """
-    if isinstance(config.job, EvaluateJob):
-        yield from _evaluated(config, config.job, before)
+    if isinstance(config.job, CheckpointJob):
+        yield from _checkpoint(config, config.job, before)
     elif isinstance(config.job, TrainJob) and config.train.init_from is not None:
         instead = "the folder of a run that has a complete checkpoint, or train.init_from=null"
         yield from _of_this_model(config, "train.init_from", config.train.init_from, instead)
 
 
-def _evaluated(config: Config, job: EvaluateJob, before: Sequence[Config]) -> Iterator[Problem]:
+def _checkpoint(config: Config, job: CheckpointJob, before: Sequence[Config]) -> Iterator[Problem]:
     from trainer.identity import differences, of_model
 
     if job.run is not None:
@@ -82,7 +82,7 @@ def _evaluated(config: Config, job: EvaluateJob, before: Sequence[Config]) -> It
         return
     trained = [other for other in before if isinstance(other.job, TrainJob)]
     if not trained:
-        yield Problem("job.run", "null", "names no run to evaluate", "hpc evaluate RUN, or job.run=FOLDER")
+        yield Problem("job.run", "null", "names no run", "job.run=FOLDER, or to evaluate one: hpc evaluate RUN")
     elif found := differences(of_model(trained[-1].model), of_model(config.model), "model."):
         fix = " ".join(filter(None, (each.fix for each in found)))
         yield Problem("job.run", "null", f"the stage before trains another model: {'; '.join(map(str, found))}", fix)

@@ -190,12 +190,18 @@ class TrainJob(Job):
 
 
 @dataclass
-class EvaluateJob(Job):
+class CheckpointJob(Job):
+    """What every job on a checkpoint of another run has."""
+
+    run: str | None = None  # folder of the run that was trained; in a pipeline, null: that of the stage before
+    step: int | None = None  # of the checkpoint; null: the newest complete one
+
+
+@dataclass
+class EvaluateJob(CheckpointJob):
     """Perplexity on held-out text of one checkpoint of another run."""
 
     _target_: str = "jobs.evaluate.Evaluate"
-    run: str | None = None  # folder of the run that was trained; in a pipeline, null: that of the stage before
-    step: int | None = None  # of the checkpoint; null: the newest complete one
     samples: int | None = None  # held-out sequences over all sources; null: train.evaluate.samples
 
 

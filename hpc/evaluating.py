@@ -46,9 +46,7 @@ class Evaluating:
         if not self.wanted or now < self._next:
             return
         self._next = now + EVERY
-        self._reap()
-        for step in self._due(now, last=False):
-            self._start(step, now)
+        self._advance(now, last=False)
 
     def finish(self, asked: Callable[[], object]) -> None:
         """The run has finished: also its last checkpoint, which stays. Waits a little for the commands under way.
@@ -58,12 +56,21 @@ class Evaluating:
         """
         end = time.monotonic() + LAST
         while self.wanted and not asked() and time.monotonic() < end:
-            self._reap()
-            for step in self._due(time.monotonic(), last=True):
-                self._start(step, time.monotonic())
+            self._advance(time.monotonic(), last=True)
             if not self._under_way:
                 return
             time.sleep(0.1)
+
+    def _advance(self, now: float, *, last: bool) -> None:
+        self._reap()
+        due = self._due(now, last=last)
+        cluster = self.config.cluster
+        if due and cluster.launcher is Launcher.slurm and not cluster.slurm_from_compute:
+            self.wanted = False
+            self.say(f"compute nodes may not submit here; to evaluate its checkpoints type: {self.by_hand}")
+            return
+        for step in due:
+            self._start(step, now)
 
     def _due(self, now: float, *, last: bool) -> list[int]:
         try:
@@ -79,11 +86,6 @@ class Evaluating:
         return ready[: AT_ONCE - len(self._under_way)]
 
     def _start(self, step: int, now: float) -> None:
-        cluster = self.config.cluster
-        if cluster.launcher is Launcher.slurm and not cluster.slurm_from_compute:
-            self.wanted = False
-            self.say(f"compute nodes may not submit here; to evaluate its checkpoints type: {self.by_hand}")
-            return
         tries = self._tries.get(step, (0, 0.0))[0] + 1
         self._tries[step] = tries, now + PAUSE
         self.say(f"checkpoint of step {step}: submitting its evaluation")

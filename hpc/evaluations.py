@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from hpc.config import Config
@@ -96,12 +96,13 @@ def fit(config: Config, world_size: int) -> None:
 
     A model whose experts were spread over more ranks, or whose shards lay in groups, is laid as these ranks can.
     """
-    parallel, moe = config.parallel, config.model.moe
-    if moe is not None:
+    # Anew, for requests of a sweep share parts that are equal.
+    config.parallel = parallel = replace(config.parallel)
+    if (moe := config.model.moe) is not None:
         both = math.gcd(world_size, moe.experts)
         most = min(parallel.expert_parallel, both)
         parallel.expert_parallel = max((n for n in range(1, most + 1) if both % n == 0), default=1)
     if parallel.sharding is Sharding.hybrid:
         parallel.sharding, parallel.shard_ranks = Sharding.full, 0
-    config.train.init_from = None
-    config.train.batch_tokens = config.data.seq_len * parallel.micro_batch * world_size
+    batch_tokens = config.data.seq_len * parallel.micro_batch * world_size
+    config.train = replace(config.train, init_from=None, batch_tokens=batch_tokens)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hpc import executor, following, slurm, submit
-from hpc.config import EvaluateJob, Launcher, PipelineJob, TrainJob
+from hpc.config import CheckpointJob, Launcher, PipelineJob, TrainJob
 from hpc.errors import Failed, Refused
 from hpc.runs import NAME, Run, disk_failure, read_json, write_json
 from hpc.submit import Plan
@@ -137,7 +137,7 @@ def dispatch(stages: Sequence[Planned]) -> list[Begun]:
 
 def _write(stage: Planned, stages: Sequence[Planned], runs: Mapping[str, Run]) -> Run:
     config = stage.plan.config
-    if isinstance(config.job, EvaluateJob) and config.job.run is None:
+    if isinstance(config.job, CheckpointJob) and config.job.run is None:
         trained = [each.name for each in stages if each.name in runs and isinstance(each.plan.config.job, TrainJob)]
         config.job.run = str(runs[trained[-1]].folder)
         stage.plan.typed.append(f"job.run={config.job.run}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc import check, provenance, slurm, submit
-from hpc.config import Config, Launcher, TrainJob
+from hpc.config import Config, EvaluateJob, Launcher, TrainJob
 from hpc.errors import Failed, Refused
 from hpc.queue import belongs, controller, local_lives
 from hpc.runs import Run, disk_failure, read_json, sync_folder, write_json, write_text
@@ -133,6 +133,17 @@ def refuse_live(run: Run) -> None:
         f"{run.name}/{run.id} has not ended: it is {run.state().get('state')}, job {run.job_id}. "
         f"To end it first: hpc cancel {run.id}"
     )
+
+
+def refuse_evaluation(run: Run) -> None:
+    """
+    Raises:
+        Refused: if the run measures a checkpoint with the configuration of another, which nobody typed.
+    """
+    job = run.config().job
+    if isinstance(job, EvaluateJob) and job.run and "stage" not in (read_json(run.manifest_file) or {}):
+        step = f" --step {job.step}" if job.step is not None else ""
+        raise Refused(f"{run.name}/{run.id} is an evaluation. To begin it anew: hpc evaluate {job.run}{step} --again")
 
 
 def refuse_finished(run: Run, config: Config) -> None:

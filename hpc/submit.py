@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from hpc import attempt, check, check_disk, evaluations, following, script, slurm
-from hpc.config import Cluster, Config, EvaluateJob, Launcher
+from hpc.config import CheckpointJob, Cluster, Config, EvaluateJob, Launcher
 from hpc.errors import Failed, Refused
 from hpc.request import Request, resolve
 from hpc.runs import Run, disk_failure, new_id, read_json, sync_folder, write_json, write_text
@@ -211,7 +211,7 @@ def _absolute(config: Config) -> None:
     config.cluster.data = os.path.abspath(Path(config.cluster.data).expanduser())  # noqa: PTH100
     config.data.corpus.files = [os.path.abspath(Path(f).expanduser()) for f in config.data.corpus.files]  # noqa: PTH100
     config.data.path = os.path.abspath(Path(config.data.path).expanduser())  # noqa: PTH100
-    if isinstance(config.job, EvaluateJob) and config.job.run is not None:
+    if isinstance(config.job, CheckpointJob) and config.job.run is not None:
         config.job.run = os.path.abspath(Path(config.job.run).expanduser())  # noqa: PTH100 (keeps links)
     if config.train.init_from is not None:
         config.train.init_from = os.path.abspath(Path(config.train.init_from).expanduser())  # noqa: PTH100

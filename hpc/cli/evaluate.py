@@ -66,7 +66,7 @@ def _known(run: Run, step: int, *, quiet: bool) -> bool:
         return False
     if not quiet:
         said = f"is measured by {by.name}/{by.id}" if by is not None else "was measured"
-        print(f"step {step} of {run.name}/{run.id} {said}. All: hpc evaluate {run.id} --table. Anew: --again")
+        print(f"step {step} of {run.name}/{run.id} {said}. All: hpc evaluate {run.id} --table; to begin anew: --again")
     return True
 
 

@@ -43,6 +43,7 @@ def _resume(run: Run, new: list[str], flags: set[str]) -> int:
     from hpc import resume, submit
 
     resume.refuse_live(run)
+    resume.refuse_evaluation(run)
     typed = resume.words(run, new)
     dry_run = "--dry-run" in flags
     saved = resume.origin(run)
