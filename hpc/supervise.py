@@ -272,7 +272,8 @@ class Supervisor:
                 except ledger.Held:
                     ranks.end(now=True)
                     raise
-            self.evaluating.look()
+            if self.asked is None:
+                self.evaluating.look()
             if self.silent is None and (said := silence.broken()):
                 self.silent = said
                 say(f"{said}; ending the ranks")

@@ -15,6 +15,7 @@ from hpc.runs import Run
 
 if TYPE_CHECKING:
     from hpc.evaluations import Evaluation
+    from hpc.sweep import Sweep
 
 HELP = "perplexity of a run's checkpoints on held-out text, measured by jobs of their own, also while training goes on"
 EPILOG = (
@@ -76,7 +77,7 @@ def _nothing(run: Run, *, as_json: bool) -> int:
     return 0
 
 
-def _tell(run: Run, steps: list[int], found: object, *, as_json: bool) -> None:
+def _tell(run: Run, steps: list[int], found: Run | Sweep, *, as_json: bool) -> None:
     folder, job_ids = _place(found)
     if as_json:
         told = {"of": run.id, "steps": steps, "run": folder.name, "folder": str(folder), "job_ids": job_ids}
@@ -92,16 +93,15 @@ def _tell(run: Run, steps: list[int], found: object, *, as_json: bool) -> None:
     )
 
 
-def _place(found: object) -> tuple[Path, list[str]]:
+def _place(found: Run | Sweep) -> tuple[Path, list[str]]:
     from hpc.sweep import Sweep
 
     if isinstance(found, Sweep):
         return found.folder, [str(array.job_id) for array in found.arrays]
-    assert isinstance(found, Run)
     return found.folder, [str(found.job_id)]
 
 
-def _wait(found: object, *, quiet: bool) -> int:
+def _wait(found: Run | Sweep, *, quiet: bool) -> int:
     from hpc.sweep import Sweep
 
     if isinstance(found, Sweep):
@@ -110,7 +110,6 @@ def _wait(found: object, *, quiet: bool) -> int:
         return wait_for_all(found, quiet=quiet)
     from hpc.waiting import wait
 
-    assert isinstance(found, Run)
     return wait(found, quiet=quiet)
 
 

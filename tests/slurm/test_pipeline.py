@@ -67,7 +67,7 @@ def _leave_for_a_successor(run: Run, emulation: Emulation) -> None:
 
 
 def _equal_what_training_saw(run: Run) -> None:
-    history = monitoring.load(run.folder).history
+    history = monitoring.load(run.folder).history.dropna(subset=["validation_loss"])
     seen = {int(step): float(loss) for step, loss in zip(history["step"], history["validation_loss"], strict=True)}
     for each in evaluations.every(run):
         # Measured by two ranks instead of four: the same sums in another order.
