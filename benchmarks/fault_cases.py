@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -224,7 +225,7 @@ def _controller_away_while_watching(scene: Scene) -> None:
     scene.at_step(10)
     with _stopped(scene, state.SLURMCTLD):
         done = hpc("status", str(scene.run.folder), "--json")
-        assert '"state": "running"' in done, done
+        assert '"state": "running"' in done or '"state": "finished"' in done, done
 
 
 def _controller_away_while_submitting(scene: Scene) -> None:
@@ -322,18 +323,18 @@ _CORRUPT = """
 
 
 def _clock_jumps(by: float) -> Case:
-    code = f"""
+    code = textwrap.dedent(f"""
         import time as clock
         real = clock.time
         jumped = []
         def act():
             jumped.append({by})
         clock.time = lambda: real() + sum(jumped[:1])
-    """
+    """)
     kill = _PLACES["step"].replace("== 13", "== 25").replace("act()", "os.kill(os.getpid(), signal.SIGKILL)")
 
     def prepare(run: Run) -> None:
-        place = {"RANK == 0 and ATTEMPT == 0": "\n".join(line[4:] for line in code.splitlines()) + _PLACES["step"]}
+        place = {"RANK == 0 and ATTEMPT == 0": code + textwrap.dedent(_PLACES["step"])}
         faults.in_ranks(run, {**place, "RANK == 1 and ATTEMPT == 0": kill})
 
     direction = "forward" if by > 0 else "back"
@@ -370,9 +371,7 @@ def cases(partition: str) -> list[Case]:
     requeued = frozenset({"preemption"})
     return [
         *(_in_rank(fault, place) for fault in _ACTS for place in _PLACES),
-        Case(
-            "time limit", "step", frozenset({"time_limit"}), _time_limit, overrides=["job.time=5", "job.grace=150"]
-        ),
+        Case("time limit", "step", frozenset({"time_limit"}), _time_limit, overrides=["job.time=5", "job.grace=150"]),
         Case("time limit between two attempts", "start-up", frozenset({"crash"}), _between_attempts),
         Case("preemption without grace", "step", requeued, _preempted, overrides=[f"job.partition={partition}"]),
         Case(
@@ -384,7 +383,8 @@ def cases(partition: str) -> list[Case]:
         Case("slurmctld killed in a requeue", "requeue", requeued, _controller_restarted_in_a_requeue),
         Case("slurmctld away while watching", "step", frozenset({"finished"}), _controller_away_while_watching),
         Case("slurmctld away while submitting", "step", frozenset({"finished"}), _controller_away_while_submitting),
-        Case("munge away", "requeue", requeued, _munge_away_in_a_requeue),
+        # Without munge nothing reaches the ranks, which may be done before it is back.
+        Case("munge away", "requeue", requeued | {"finished"}, _munge_away_in_a_requeue),
         Case("disk full", "save", frozenset({"storage"}), _disk_full, overrides=["requeue.storage.wait=5"]),
         Case("run folder read-only", "save", frozenset({"storage"}), _read_only, overrides=["requeue.storage.wait=5"]),
         _after_a_kill("checkpoint file truncated", _TRUNCATE),

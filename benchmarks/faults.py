@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import re
@@ -196,7 +197,7 @@ class Bench:
             cause=f"{first.cause}: {first.evidence}",
             cause_right=first.cause in case.causes,
             left_over=self._left_over(run),
-            unaccounted_s=(records[-1].ended or 0.0) - asked - accounted,
+            unaccounted_s=(records[-1].ended or 0.0) - asked - accounted - _idle(run),
             lost_steps=sum(record.lost_steps or 0 for record in records),
         )
 
@@ -276,6 +277,14 @@ _SOAKING: dict[str, Callable[[Scene], None]] = {
 def _quietly(command: list[str], scene: Scene) -> None:
     with contextlib.suppress(slurm.SlurmError):
         slurm.call(command, environment=scene.emulation.environment)
+
+
+def _idle(run: Run) -> float:
+    """Seconds for which nobody had asked for the run: after it stopped, until a person resumed it."""
+    resumed = (json.loads(run.manifest_file.read_text())).get("resumed") or []
+    return sum(
+        each["time"] - max(r.ended or 0.0 for r in ledger.history(run) if r.began < each["time"]) for each in resumed
+    )
 
 
 def _goes_on(scene: Scene) -> None:

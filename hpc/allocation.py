@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from hpc import attempt, exits, ledger, slurm
+from hpc import attempt, exits, following, ledger, slurm
 from hpc.config import Config, Launcher
 from hpc.errors import Failed
 from hpc.exits import SRUN_LOG, Exit
@@ -228,8 +228,10 @@ class SlurmAllocation:
     def _down(self) -> str | None:
         if not self.config.cluster.slurm_from_compute:
             return None
+        here = os.environ.get("SLURMD_NODENAME")
         with contextlib.suppress(SlurmError):
-            if down := slurm.down_nodes(self.nodes):
+            # This process runs, so its own node is up whatever a controller that was just started may believe.
+            if down := [node for node in slurm.down_nodes(self.nodes) if node != here]:
                 return f"node {', '.join(down)} is down"
         return None
 
@@ -270,7 +272,9 @@ class SlurmAllocation:
         except SlurmError as error:
             raise Failed(f"{why}, nor a successor ({error}). What was saved is there; type: {by_hand}") from error
         print(f"{why}; job {successor} follows this one", flush=True)
-        Run(self.folder).set_state("requeued", job_id=successor)
+        run = Run(self.folder)
+        run.set_state("requeued", job_id=successor)
+        following.repoint(run)  # before this job ends, which is what they wait for
         return "ended"
 
     def _excluded(self) -> list[str]:

@@ -8,7 +8,7 @@ import socket
 import time
 from pathlib import Path
 
-from hpc import runs, slurm
+from hpc import following, runs, slurm
 from hpc.errors import Failed
 from hpc.queue import belongs, controller, local_lives
 from hpc.runs import Run, write_text
@@ -35,6 +35,9 @@ def cancel(run: Run, *, now: bool) -> str:
 
 
 def _cancel_local(run: Run, job_id: str, now: bool) -> str:
+    if following.before(run) and run.state().get("state") == "queued":
+        run.set_state("cancelled", reason="before it began")  # its process is that of the stages before it
+        return "cancelled before it began"
     lives = local_lives(run)
     if lives is None:
         raise Failed(

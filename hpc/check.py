@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from hpc import check_command, check_site
-from hpc.config import CommandJob, Config, Container, Launcher, PrepareJob, TrainJob
+from hpc.config import CommandJob, Config, Container, EvaluateJob, Launcher, PrepareJob, TrainJob
 from hpc.request import Request, clock
 from hpc.runs import NAME
 from hpc.site import Site
@@ -36,11 +36,13 @@ def problems(config: Config, request: Request, site: Site | None = None) -> list
     found += check_command.problems(config, request)
     known = {problem.field for problem in found}
     found += [problem for problem in check_site.problems(config, request, site) if problem.field not in known]
-    if isinstance(config.job, TrainJob):
+    if isinstance(config.job, TrainJob | EvaluateJob):
         own = list(
             training.problems(trainer_config(config), max(1, request.world_size), max(1, request.ranks_per_node))
         )
         found += [*_device(config, request), *(own or _memory(config, request))]
+    if isinstance(config.job, EvaluateJob) and config.job.samples is not None:
+        found += training.at_least("job.samples", config.job.samples, 1)
     if isinstance(config.job, PrepareJob):
         found += _corpus(config, request)
     return found
@@ -259,7 +261,7 @@ def rank_memory_gb(config: Config) -> float:
     """Host memory of one rank that computes on the CPU, in GiB."""
     if config.job.rank_memory_gb is not None:
         return config.job.rank_memory_gb
-    if not isinstance(config.job, TrainJob | PrepareJob):
+    if not isinstance(config.job, TrainJob | EvaluateJob | PrepareJob):
         return PLAIN_RANK_GB
     if isinstance(config.job, PrepareJob):
         return 1.0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpc.config import Config, TrainJob
+from hpc.config import CheckpointJob, Config, EvaluateJob, PrepareJob, TrainJob
+from hpc.runs import Run
 from trainer import checkpoint_folder as checkpoints
 from trainer.config import CorpusSource
 from trainer.problems import Problem
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
 # trainer.data is imported inside functions: it brings numpy, which other commands do without.
 
 
-def data(config: Config) -> Iterator[Problem]:
-    """Whether the data set that training would read is there and whole, and fits the model."""
-    if not isinstance(config.job, TrainJob):
+def data(config: Config, before: Sequence[Config] = ()) -> Iterator[Problem]:
+    """Whether the data set that would be read is there and whole, and fits the model.
+
+    Args:
+        before: requests that finish before this one begins: what they make counts as there.
+    """
+    if not isinstance(config.job, TrainJob | EvaluateJob):
         return
     from trainer.data import mixture
     from trainer.data.files import AGAIN, DataError
@@ -28,8 +33,9 @@ def data(config: Config) -> Iterator[Problem]:
 
     path = Path(config.data.path)
     if not (path / DATASET).exists():
-        what = f"holds no complete data set (no {DATASET})" if path.exists() else "is not there"
-        yield Problem("data.path", str(path), f"{what}. Make it first", preparing(config))
+        if not any(isinstance(other.job, PrepareJob) and other.data.path == config.data.path for other in before):
+            what = f"holds no complete data set (no {DATASET})" if path.exists() else "is not there"
+            yield Problem("data.path", str(path), f"{what}. Make it first", preparing(config))
         yield from _vocabulary(config, config.data.corpus.vocab_size, "data.corpus.vocab_size, with which it is made,")
         return
     try:
@@ -45,28 +51,52 @@ def data(config: Config) -> Iterator[Problem]:
     if "train" in splits:
         yield from mixture.problems(splits["train"], config.data)
     every = config.train.evaluate.every_steps
-    if every and not any(splits.get("validation", {"": 1}).values()):
-        yield Problem(
-            "train.evaluate.every_steps",
-            str(every),
-            f"{path} has no documents to validate on; data.corpus.validation_share keeps some, when it is prepared",
-            "train.evaluate.every_steps=0",
-        )
-
-
-def weights(config: Config) -> Iterator[Problem]:
-    """Whether ``train.init_from`` leads to weights of this model."""
-    given = config.train.init_from
-    if not isinstance(config.job, TrainJob) or given is None:
+    if any(splits.get("validation", {"": 1}).values()):
         return
+    none = f"{path} has no documents to validate on; data.corpus.validation_share keeps some, when it is prepared"
+    if isinstance(config.job, EvaluateJob):
+        yield Problem("data.path", str(path), none)
+    elif every:
+        yield Problem("train.evaluate.every_steps", str(every), none, "train.evaluate.every_steps=0")
+
+
+def weights(config: Config, before: Sequence[Config] = ()) -> Iterator[Problem]:
+    """Whether ``train.init_from``, or the run that the job is about, leads to weights of this model.
+
+    Args:
+        before: as ``data`` has it; a training among them is what a job that names no run is about.
+    """
+    if isinstance(config.job, CheckpointJob):
+        yield from _checkpoint(config, config.job, before)
+    elif isinstance(config.job, TrainJob) and config.train.init_from is not None:
+        instead = "the folder of a run that has a complete checkpoint, or train.init_from=null"
+        yield from _of_this_model(config, "train.init_from", config.train.init_from, instead)
+
+
+def _checkpoint(config: Config, job: CheckpointJob, before: Sequence[Config]) -> Iterator[Problem]:
     from trainer.identity import differences, of_model
 
-    instead = "the folder of a run that has a complete checkpoint, or train.init_from=null"
+    if job.run is not None:
+        place = Path(job.run) if job.step is None else checkpoints.step_folder(Run(Path(job.run)).checkpoints, job.step)
+        yield from _of_this_model(config, "job.run", str(place), "the folder of a run that has a complete checkpoint")
+        return
+    trained = [other for other in before if isinstance(other.job, TrainJob)]
+    if not trained:
+        yield Problem("job.run", "null", "names no run", "job.run=FOLDER, or to evaluate one: hpc evaluate RUN")
+    elif found := differences(of_model(trained[-1].model), of_model(config.model), "model."):
+        fix = " ".join(filter(None, (each.fix for each in found)))
+        yield Problem("job.run", "null", f"the stage before trains another model: {'; '.join(map(str, found))}", fix)
+
+
+def _of_this_model(config: Config, field: str, given: str, instead: str) -> Iterator[Problem]:
+    from trainer.identity import differences, of_model
+
     try:
         folder, steps = checkpoints.candidates(Path(given))
     except OSError as error:
         what = error.strerror or str(error)
-        yield Problem("train.init_from", given, what, _complete_beside(Path(given)) or instead)
+        beside = _complete_beside(Path(given))
+        yield Problem(field, given, what, f"{field}={beside}" if beside and field == "train.init_from" else instead)
         return
     for step in steps:
         marker = checkpoints.read_marker(folder, step)
@@ -76,9 +106,9 @@ def weights(config: Config) -> Iterator[Problem]:
         if found:
             said = "; ".join(map(str, found))
             fix = " ".join(filter(None, (each.fix for each in found)))
-            yield Problem("train.init_from", given, f"its weights are of another model: {said}", fix)
+            yield Problem(field, given, f"its weights are of another model: {said}", fix)
         return
-    yield Problem("train.init_from", given, f"no checkpoint there can be read: {checkpoints.UNREADABLE}", instead)
+    yield Problem(field, given, f"no checkpoint there can be read: {checkpoints.UNREADABLE}", instead)
 
 
 @lru_cache(maxsize=8)
@@ -141,9 +171,9 @@ def _vocabulary(config: Config, ids: int, whose: str) -> Iterator[Problem]:
 
 
 def _complete_beside(path: Path) -> str:
-    """The newest complete checkpoint beside one that is not, as it is typed."""
+    """The newest complete checkpoint beside one that is not; empty where there is none."""
     try:
         _, steps = checkpoints.candidates(path.parent)
     except OSError:
         return ""
-    return f"train.init_from={checkpoints.step_folder(path.parent, steps[0])}" if path.name.startswith("step-") else ""
+    return str(checkpoints.step_folder(path.parent, steps[0])) if path.name.startswith("step-") else ""

@@ -202,6 +202,25 @@ class TrainJob(Job):
 
     _target_: str = "jobs.train.Train"
     silence: float | None = 4500.0  # beyond what the trainer's own watchdog allows for its slowest part
+    # Have each checkpoint that is kept for good (train.checkpoint.keep_every; 0: every one) evaluated by a job of its
+    # own, submitted as soon as it is complete.
+    evaluate_checkpoints: bool = False
+
+
+@dataclass
+class CheckpointJob(Job):
+    """What every job on a checkpoint of another run has."""
+
+    run: str | None = None  # folder of the run that was trained; in a pipeline, null: that of the stage before
+    step: int | None = None  # of the checkpoint; null: the newest complete one
+
+
+@dataclass
+class EvaluateJob(CheckpointJob):
+    """Perplexity on held-out text of one checkpoint of another run."""
+
+    _target_: str = "jobs.evaluate.Evaluate"
+    samples: int | None = None  # held-out sequences over all sources; null: train.evaluate.samples
 
 
 @dataclass
@@ -209,6 +228,26 @@ class PrepareJob(Job):
     """Fetch a corpus, train a tokenizer on it and write token shards to data.path."""
 
     _target_: str = "jobs.prepare.Prepare"
+
+
+@dataclass
+class Stage:
+    """One run of a pipeline."""
+
+    job: str = MISSING  # a choice of the group job
+    after: list[str] = field(default_factory=list)  # stages that must have finished
+    overrides: list[str] = field(default_factory=list)  # for this stage alone, beside what is typed for all
+
+
+@dataclass
+class PipelineJob(TrainJob):
+    """Several runs, each of which starts when those that it needs have finished. Nothing of it runs by itself.
+
+    What is said of the job beside ``stages`` is said of the training among them.
+    """
+
+    _target_: str = "hpc.pipeline"
+    stages: dict[str, Stage] = field(default_factory=dict)
 
 
 @dataclass
@@ -302,6 +341,8 @@ class Config:
 JOBS: dict[str, type[Job]] = {
     "train": TrainJob,
     "prepare": PrepareJob,
+    "evaluate": EvaluateJob,
+    "pipeline": PipelineJob,
     "hello": HelloJob,
     "doctor": DoctorJob,
     "hydra": HydraJob,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +123,11 @@ class SlurmRunExecutor(submitit_slurm.SlurmExecutor):
         config: Config | None = None,
         request: Request | None = None,
         environment: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(folder, **kwargs)
+        self.options = options
         self.run = Run(Path(folder))
         self.config = config
         self.request = request
@@ -143,7 +145,7 @@ class SlurmRunExecutor(submitit_slurm.SlurmExecutor):
             emulated = self.environment.get(attempt.EMULATED) == "1"
             text = script.render(self.config, self.request, self.run.folder, emulated=emulated)
             write_text(self.run.script, text)
-            job_id = slurm.sbatch(self.run.script, self.environment)
+            job_id = slurm.sbatch(self.run.script, self.environment, *self.options)
             jobs.append(self.job_class(self.run.folder, job_id, tuple(range(self.request.world_size))))
         return jobs
 

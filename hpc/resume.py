@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hpc import check, provenance, slurm, submit
-from hpc.config import CommandJob, Config, Launcher, TrainJob
+from hpc.config import CommandJob, Config, EvaluateJob, Launcher, TrainJob
 from hpc.errors import Failed, Refused
 from hpc.queue import belongs, controller, local_lives
 from hpc.runs import NAME, Run, disk_failure, read_json, sync_folder, write_json, write_text
@@ -142,12 +142,23 @@ def refuse_live(run: Run) -> None:
     Raises:
         Refused: if an attempt of the run may still come or is under way: there must never be two.
     """
-    if outcome(run) is not None or not _lives(run):
+    if outcome(run) is not None or not lives(run):
         return
     raise Refused(
         f"{run.name}/{run.id} has not ended: it is {run.state().get('state')}, job {run.job_id}. "
         f"To end it first: hpc cancel {run.id}"
     )
+
+
+def refuse_evaluation(run: Run) -> None:
+    """
+    Raises:
+        Refused: if the run measures a checkpoint with the configuration of another, which nobody typed.
+    """
+    job = run.config().job
+    if isinstance(job, EvaluateJob) and job.run and "stage" not in (read_json(run.manifest_file) or {}):
+        step = f" --step {job.step}" if job.step is not None else ""
+        raise Refused(f"{run.name}/{run.id} is an evaluation. To begin it anew: hpc evaluate {job.run}{step} --again")
 
 
 def refuse_finished(run: Run, config: Config, new: list[str]) -> None:
@@ -232,15 +243,20 @@ def key(word: str) -> str:
     return re.split(r"[=@]", word.lstrip("+~"), maxsplit=1)[0]
 
 
-def _lives(run: Run) -> bool:
+def lives(run: Run) -> bool:
+    """Whether the newest job of a run is in the queue or runs.
+
+    Raises:
+        Refused: if that cannot be seen from here.
+    """
     job_id = run.job_id
     if job_id is None:
         return False
     if job_id.startswith("local-"):
-        lives = local_lives(run)
-        if lives is None:
+        alive = local_lives(run)
+        if alive is None:
             raise Refused(f"the run is on {run.host}: only there can be seen whether it has ended")
-        return lives
+        return alive
     environment = controller(run)
     if environment is None:
         return False

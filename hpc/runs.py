@@ -143,6 +143,11 @@ class Run:
         return self.folder / layout.SAMPLE
 
     @property
+    def evaluations(self) -> Path:
+        """What was measured of its checkpoints, by step."""
+        return self.folder / "evaluations"
+
+    @property
     def state_file(self) -> Path:
         return self.folder / layout.STATE
 

@@ -255,7 +255,8 @@ def down_nodes(nodes: Iterable[str]) -> list[str]:
     """Those of ``nodes`` that Slurm has given up."""
     text = call(["sinfo", "--noheader", "--Node", "--nodes", ",".join(nodes), "-o", "%N %T"], timeout=URGENT)
     rows = [line.split() for line in text.splitlines() if line.strip()]
-    return sorted({name for name, state in rows if state.startswith(("down", "fail", "unknown"))})
+    # Not "unknown": that is what a controller which was just started says of every node.
+    return sorted({name for name, state in rows if state.startswith(("down", "fail"))})
 
 
 def node_address(node: str) -> str:
@@ -302,6 +303,12 @@ def start_at(job_id: str, in_seconds: int, exclude: Iterable[str] = ()) -> None:
     nodes = ",".join(exclude)
     change = [f"ExcNodeList={nodes}"] if nodes else []
     call(["scontrol", "update", f"JobId={job_id}", f"StartTime=now+{in_seconds}", *change], timeout=URGENT)
+
+
+def depend(job_id: str, on: Sequence[str]) -> None:
+    """Have a waiting job wait until others have ended well, in place of what it waited for."""
+    jobs = f"afterok:{':'.join(on)}" if on else ""
+    call(["scontrol", "update", f"JobId={job_id}", f"Dependency={jobs}"], timeout=URGENT)
 
 
 def steps(job_id: str, name: str | None = None) -> list[str]:

@@ -12,8 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from hpc import asking, attempt, check, check_access, check_command, check_disk, check_site, program, script, slurm
-from hpc.config import Cluster, CommandJob, Config, Launcher
+from hpc import (
+    asking,
+    attempt,
+    check,
+    check_access,
+    check_command,
+    check_disk,
+    check_site,
+    evaluations,
+    following,
+    program,
+    script,
+    slurm,
+)
+from hpc.config import CheckpointJob, Cluster, CommandJob, Config, EvaluateJob, Launcher
 from hpc.errors import Failed, Refused
 from hpc.request import Request, resolve
 from hpc.runs import Run, disk_failure, new_id, read_json, sync_folder, write_json, write_text
@@ -42,12 +55,20 @@ class Plan:
     hints: tuple[str, ...] = ()  # no mistakes, but worth knowing before a long wait
 
 
-def plan(config: Config, typed: Sequence[str] = (), *, dry_run: bool = False, begun: bool = False) -> Plan:
+def plan(
+    config: Config,
+    typed: Sequence[str] = (),
+    *,
+    dry_run: bool = False,
+    begun: bool = False,
+    before: Sequence[Config] = (),
+) -> Plan:
     """Check a request against its cluster. Writes nothing.
 
     Args:
         dry_run: data that is not there yet and memory that is not free now are told instead of refused.
         begun: the run has weights of its own already, and does not look for those of another.
+        before: requests that finish before this one begins: what they make counts as there.
 
     Raises:
         Refused: with every problem that was found, one a line.
@@ -62,8 +83,10 @@ def plan(config: Config, typed: Sequence[str] = (), *, dry_run: bool = False, be
     site = _site(config, environment)
     if site is not None and site.max_array_size is not None:
         config.cluster.max_array_size = min(config.cluster.max_array_size, site.max_array_size)
+    if isinstance(config.job, EvaluateJob):
+        evaluations.fit(config, max(1, request.world_size))
     problems = [*check.problems(config, request, site), *check_access.submission(config, request, site, 1)]
-    missing = [*check_disk.data(config), *([] if begun else check_disk.weights(config))]
+    missing = [*check_disk.data(config, before), *([] if begun else check_disk.weights(config, before))]
     if not problems and (emulated or config.cluster.launcher is Launcher.local):
         missing += check.fits_here(config, request, psutil.virtual_memory().available / 2**30)
     if refused := problems + ([] if dry_run else missing):
@@ -248,7 +271,8 @@ def hand_over(run: Run, plan: Plan) -> str:
     if plan.config.cluster.launcher is Launcher.local:
         executor = LocalRunExecutor(run.folder, plan.config, plan.request)
     else:
-        executor = SlurmRunExecutor(run.folder, plan.config, plan.request, plan.environment)
+        options = following.dependency(run)
+        executor = SlurmRunExecutor(run.folder, plan.config, plan.request, plan.environment, options)
     return executor.submit(attempt.start, str(run.folder)).job_id
 
 
@@ -267,5 +291,7 @@ def _absolute(config: Config) -> None:
         config.job.directory = os.path.abspath(Path(config.job.directory or ".").expanduser())  # noqa: PTH100
         if config.job.pythonpath is None:
             config.job.pythonpath = os.environ.get("PYTHONPATH", "")
+    if isinstance(config.job, CheckpointJob) and config.job.run is not None:
+        config.job.run = os.path.abspath(Path(config.job.run).expanduser())  # noqa: PTH100 (keeps links)
     if config.train.init_from is not None:
         config.train.init_from = os.path.abspath(Path(config.train.init_from).expanduser())  # noqa: PTH100

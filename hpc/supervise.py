@@ -18,12 +18,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hpc import aftermath, attempt, exits, keeper, ledger, notify, origin, shrink
+from hpc import aftermath, attempt, exits, following, keeper, ledger, notify, origin, shrink, slurm
 from hpc import allocation as allocations
 from hpc.allocation import TERM_PATIENCE, Allocation, Ranks
-from hpc.config import Config
+from hpc.config import Config, Launcher
 from hpc.diagnose import Diagnosis, diagnose
 from hpc.errors import Failed, Refused
+from hpc.evaluating import Evaluating
 from hpc.exits import SRUN_LOG
 from hpc.ledger import Record
 from hpc.pairs import blame, turns
@@ -48,6 +49,7 @@ class Supervisor:
         self.request = resolve(config)
         self.asked: tuple[str, float] | None = None  # reason, monotonic time
         self.node_failure: str | None = None  # why, once Slurm has ended the job for it
+        self.evaluating = Evaluating(run, config, say)
         self.silent: str | None = None  # for how long nothing came from the ranks, once they were ended for it
 
     # -- signals -------------------------------------------------------------------------------------------------
@@ -82,8 +84,7 @@ class Supervisor:
                 say("the run is finished")
                 return 0
             if self.run.cancelled:
-                self._conclude(Decision(Action.end, "cancelled"))
-                return 0
+                return self._conclude(Decision(Action.end, "cancelled"))
             try:
                 record = ledger.take(
                     self.run, self._new_record, lambda past: self.allocation.owner_lives(self.run, past)
@@ -97,8 +98,7 @@ class Supervisor:
             if decision.action is Action.requeue and not self.run.cancelled and self._requeue(record, decision):
                 return 0
             if decision.action in (Action.end, Action.stop):
-                self._conclude(decision)
-                return 0 if decision.action is Action.end else 1
+                return self._conclude(decision)
             self._pause(max(1.0, decision.wait))
 
     def _pause(self, seconds: float) -> None:
@@ -276,6 +276,8 @@ class Supervisor:
                 except ledger.Held:
                     ranks.end(now=True)
                     raise
+            if self.asked is None:
+                self.evaluating.look()
             if self.silent is None and (said := silence.broken()):
                 self.silent = said
                 say(f"{said}; ending the ranks")
@@ -356,7 +358,8 @@ class Supervisor:
         self.asked = None
         return False
 
-    def _conclude(self, decision: Decision) -> None:
+    def _conclude(self, decision: Decision) -> int:
+        """Say how the run ended. Returns this process's exit status, by which Slurm starts what follows, or not."""
         if decision.action is Action.stop:
             say(f"the run stops: {decision.reason}")
             self.run.set_state("failed", reason=decision.reason)
@@ -364,6 +367,11 @@ class Supervisor:
             say(f"the run is {decision.reason}")
             self.run.set_state(decision.reason, reason="")
         notify.ended(self.run, self.config, say)
+        if self.run.finished:
+            self.evaluating.finish(self._stop_asked)
+            return 0
+        following.give_up(self.run)
+        return 1 if decision.action is Action.stop or following.followers(self.run) else 0
 
 
 def say(text: str) -> None:
@@ -373,7 +381,9 @@ def say(text: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """``python -m hpc.supervise RUN_FOLDER`` or ``--sweep FOLDER ARRAY``, inside a job."""
+    """``python -m hpc.supervise RUN_FOLDER`` or ``--sweep FOLDER ARRAY``, inside a job; ``--turns RUN_FOLDER ...``."""
+    if argv[0] == "--turns":
+        return max(_own_supervisor(Run(Path(folder))) for folder in argv[1:])
     return _task(Path(argv[1]), int(argv[2])) if argv[0] == "--sweep" else supervise(Run(Path(argv[0])))
 
 
@@ -411,11 +421,15 @@ def _in_turn(sweep: Sweep, number: int) -> int:
         if sweep.cancelled:
             break
         run, _ = sweep.begin(run_number, None)
-        with run.log.open("ab") as log:
-            command = [sys.executable, "-P", "-u", "-m", "hpc.supervise", str(run.folder)]
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False)
-        worst = max(worst, done.returncode)
+        worst = max(worst, _own_supervisor(run))
     return worst
+
+
+def _own_supervisor(run: Run) -> int:
+    with run.log.open("ab") as log:
+        command = [sys.executable, "-P", "-u", "-m", "hpc.supervise", str(run.folder)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False)
+    return done.returncode
 
 
 def log_to(run: Run) -> None:
@@ -444,12 +458,15 @@ def supervise(
     """
     try:
         config = config or run.config()
+        if not run.cancelled and (early := following.unfinished(run)) is not None:
+            return _too_early(run, config, early)
         allocation = place(run, config, resolve(config))
         return Supervisor(run, config, allocation).main()
     except (Refused, Failed) as error:
         say(str(error))
         run.set_state("failed", reason=str(error))
         _notify(run)
+        following.give_up(run)
         return error.status
     except allocations.OutsideOfJob as error:
         say(str(error))  # and not into the run's state: the run may well be alive in its job
@@ -460,12 +477,29 @@ def supervise(
         with contextlib.suppress(OSError):
             run.set_state("failed", reason=str(failure))
             _notify(run)
+            following.give_up(run)
         return failure.status
 
 
 def _notify(run: Run) -> None:
     with contextlib.suppress(Refused, OSError):  # its configuration may be what is wrong
         notify.ended(run, run.config(), say)
+
+
+def _too_early(run: Run, config: Config, before: Run) -> int:
+    """Started although a run before this one has not finished: wait for it again, or end with it.
+
+    Raises:
+        Failed: if nothing is to be waited for.
+    """
+    waits = following.goes_on(before) and config.cluster.launcher is Launcher.slurm
+    if not waits or not config.cluster.slurm_from_compute:
+        raise Failed(following.why(before))
+    job_id = slurm.sbatch(run.script, None, *following.dependency(run))
+    say(f"{before.name}/{before.id} goes on; job {job_id} waits for it")
+    run.set_state("queued", job_id=job_id)
+    following.repoint(run)
+    return 0
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class Train:
         """
         attempt = Attempt.from_environment()
         attempt.install_stop_handlers()
-        _log_to_stdout(attempt.rank)
+        log_to_stdout(attempt.rank)
         whole = load_config(self.run.folder)
         config = TrainerConfig(whole.model, whole.data, whole.optim, whole.parallel, whole.train)
         if found := [str(problem) for problem in problems(config, attempt.world_size, attempt.ranks_per_node)]:
@@ -67,13 +67,13 @@ class Train:
             record.close()
 
     def _train(self, config: TrainerConfig, attempt: Attempt, record: Recorder, *, whole: Config) -> None:
-        granted = _gpus_granted(whole, attempt)
+        granted = gpus_granted(whole, attempt)
         if attempt.pairs is not None:
             return pairs(attempt, attempt.pairs, _device(config, attempt, granted=granted))
         dataset, validation = _dataset(config, attempt), _validation(config)
         nodes = attempt.nodes_by_rank() if whole.job.preflight else []
-        with _quick_start():
-            engine = _build(config, attempt, record, granted=granted, nodes=nodes)
+        with quick_start():
+            engine = build(config, attempt, record, granted=granted, nodes=nodes)
         from trainer.checkpoint import CheckpointError, CheckpointMismatch
         from trainer.data import DataError
         from trainer.distributed import leave
@@ -143,7 +143,7 @@ def _device(config: TrainerConfig, attempt: Attempt, *, granted: bool) -> torch.
         raise Failed(f"node {attempt.node}: {error}") from None
 
 
-def _build(config: TrainerConfig, attempt: Attempt, record: Recorder, *, granted: bool, nodes: list[str]) -> Engine:
+def build(config: TrainerConfig, attempt: Attempt, record: Recorder, *, granted: bool, nodes: list[str]) -> Engine:
     """Import torch, join the other ranks, and lay the model in its initial state over them.
 
     Args:
@@ -178,7 +178,7 @@ def _build(config: TrainerConfig, attempt: Attempt, record: Recorder, *, granted
     return engine
 
 
-def _gpus_granted(whole: Config, attempt: Attempt) -> bool:
+def gpus_granted(whole: Config, attempt: Attempt) -> bool:
     """Whether Slurm gave this job GPUs; those of an emulated cluster exist in name only."""
     asked = whole.cluster.gpu_request is not GpuRequest.none and resolve(whole).gpus_per_node > 0
     return asked and not attempt.emulated
@@ -253,7 +253,7 @@ def _sample(config: TrainerConfig, engine: Engine) -> str | None:
     return tokenizer.decode(ids) if tokenizer is not None else None
 
 
-def _log_to_stdout(rank: int) -> None:
+def log_to_stdout(rank: int) -> None:
     logging.basicConfig(
         stream=sys.stdout,
         level=logging.INFO if rank == 0 else logging.WARNING,
@@ -263,7 +263,7 @@ def _log_to_stdout(rank: int) -> None:
 
 
 @contextlib.contextmanager
-def _quick_start() -> Iterator[None]:
+def quick_start() -> Iterator[None]:
     """Without garbage collection: importing torch makes objects by the million, of which none is garbage, and
     looking for it among them takes a quarter of the time of a start."""
     gc.disable()

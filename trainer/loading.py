@@ -40,12 +40,19 @@ def load(path: Path, files: Mapping[str, list[int | str]], state: Mapping[str, A
     return agree.on_each_rank(load_tensors, lambda each: next(filter(None, each), None))
 
 
-def load_weights(path: Path, state: Mapping[str, Any], model: Mapping[str, Any], agree: Agreement) -> tuple[Path, int]:
+def load_weights(
+    path: Path,
+    state: Mapping[str, Any],
+    model: Mapping[str, Any],
+    agree: Agreement,
+    asked: str = "train.init_from",
+) -> tuple[Path, int]:
     """Load the model's tensors in ``state``, and nothing else, from the newest checkpoint of a run that is whole.
 
     Args:
         path: a run's folder, its folder of checkpoints, or one checkpoint. Nothing is changed there.
         model: what the model must have in common with the one saved, as a checkpoint's identity has it.
+        asked: the field that names ``path``, for messages.
 
     Returns:
         The folder of the checkpoints and the step of the one loaded.
@@ -57,19 +64,19 @@ def load_weights(path: Path, state: Mapping[str, Any], model: Mapping[str, Any],
     wanted = {name: value for name, value in state.items() if name.startswith("model.")}
     found = agree.on_rank_0(lambda: _markers(path))
     if isinstance(found, str):
-        raise CheckpointMismatch(f"train.init_from={path}: {found}")
+        raise CheckpointMismatch(f"{asked}={path}: {found}")
     folder, markers = found
     passed_over: list[tuple[int, str]] = []
     for step, marker in markers:
         reason: str | None = disk.UNREADABLE
         if marker is not None:
             if different := in_words(marker["identity"].get("model", {}), model, "model."):
-                raise CheckpointMismatch(f"train.init_from={path}: its weights are of another model: {different}")
+                raise CheckpointMismatch(f"{asked}={path}: its weights are of another model: {different}")
             reason = load(disk.step_folder(folder, step), marker["files"], wanted, agree)
         if reason is None:
             return folder, step
         passed_over.append((step, reason))
-    raise CheckpointError(f"train.init_from={path}: no checkpoint there can be loaded: {listed(passed_over)}")
+    raise CheckpointError(f"{asked}={path}: no checkpoint there can be loaded: {listed(passed_over)}")
 
 
 def _markers(path: Path) -> tuple[Path, list[tuple[int, dict[str, Any] | None]]] | str:

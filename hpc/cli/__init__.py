@@ -20,6 +20,7 @@ VERBS = {
     "fork": "a new run that begins from a checkpoint of another, with changes",
     "sweep": "the runs of a sweep: where they stand, which is best, which are to be tried again",
     "efficiency": "what a run used of what it was given, and what to ask for next time",
+    "evaluate": "perplexity of a run's checkpoints on held-out text",
     "profile": "where the time of a running run's steps goes, by torch's profiler",
     "cancel": "save and end a run, so that no attempt follows",
     "drill": "bring a fault into a run of your own, and see it survive",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from hpc import runs
+from hpc import following, runs
 from hpc.cancel import cancel
 
 HELP = "save and end a run, so that no attempt follows"
@@ -19,5 +19,6 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     run = runs.find(runs.root(), args.run)
     said = cancel(run, now=args.now)
+    following.give_up(run)
     print(json.dumps({"run": run.id, "result": said}) if args.json else f"{run.name}/{run.id}: {said}")
     return 0

@@ -56,6 +56,7 @@ def one_run(argv: list[str], allowed: Sequence[str]) -> tuple[Run, list[str], se
 def _resume(run: Run, new: list[str], flags: set[str]) -> int:
     from hpc import resume, submit
 
+    resume.refuse_evaluation(run)
     dry_run = "--dry-run" in flags
 
     def plans(typed: list[str], *, begun: bool, change: Callable[[Config], None]) -> Plan:

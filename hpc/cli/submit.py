@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,14 @@ SWEEP = {"-m", "--multirun"}
 FLAGS = ("--dry-run", "--wait", "--watch", "--json")
 
 
+class _IsPipeline(Exception):
+    """The request is for several runs that follow each other."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+
+
 def main(argv: list[str]) -> int:
     """Compose, check and dispatch; Hydra's own flags (--cfg, --info, --resolve, -m ...) work as everywhere."""
     flags = {flag for flag in FLAGS if flag in argv}
@@ -35,7 +43,14 @@ def main(argv: list[str]) -> int:
 
     asking.ahead_of(words)
     searches: list[Space] = []
-    found = plans(words, dry_run="--dry-run" in flags, search=searches.append)
+    try:
+        found = plans(words, dry_run="--dry-run" in flags, search=searches.append)
+    except _IsPipeline as pipeline:
+        from hpc.cli import pipeline as staged
+
+        if SWEEP & set(words):
+            raise Refused("a pipeline cannot be swept over. Prepare first, then: hpc submit -m ...") from None
+        return staged.submit(pipeline.config, words, flags)
     if searches:
         return _search(searches[0], words, flags)
     for hint in dict.fromkeys(hint for plan in found for hint in plan.hints):
@@ -46,7 +61,7 @@ def main(argv: list[str]) -> int:
         return _sweep(found, words, flags)
     for plan in found:  # one, or none where Hydra only showed something
         if "--dry-run" in flags:
-            _tell_missing([plan])
+            tell_missing([plan])
             print(submit.render(plan), end="")
             continue
         run = submit.dispatch(plan)
@@ -73,7 +88,7 @@ def _show(found: list[Plan]) -> int:
 
     arrays.refuse_many_clusters(found)
     arrays.refuse_too_many(found)
-    _tell_missing(found)
+    tell_missing(found)
     for number, runs in enumerate(arrays.group(found)):
         plan = found[runs[0]]
         folder = Path(plan.config.cluster.runs) / plan.config.name / "SWEEP_ID"
@@ -98,7 +113,7 @@ def _search(space: Space, words: list[str], flags: set[str]) -> int:
     return searching.go_on(sweep, quiet="--json" in flags, wait=bool({"--wait", "--watch"} & flags))
 
 
-def _tell_missing(found: list[Plan]) -> None:
+def tell_missing(found: list[Plan]) -> None:
     for problem in dict.fromkeys(str(problem) for plan in found for problem in plan.missing):
         print(f"hpc submit: before this can run: {problem}", file=sys.stderr)
 
@@ -123,23 +138,27 @@ def plans(
     begun: bool = False,
     change: Callable[[Config], None] = lambda config: None,
     search: Callable[[Space], None] | None = None,
+    before: Sequence[Config] = (),
 ) -> list[Plan]:
     """Every request that was typed, composed and checked: of a multirun all of them, before any is dispatched.
 
     Args:
-        begun: as ``hpc.submit.plan`` has it.
+        begun, before: as ``hpc.submit.plan`` has them.
         change: what is done to each composed configuration before it is checked.
         search: takes what is to be searched, where hydra/sweeper=hpc_optuna is to propose the values.
     """
     from hpc import submit
     from hpc.compose import refused, typed
+    from hpc.config import PipelineJob
 
     found: list[Plan] = []
     failures: list[Exception] = []
 
     def one(config: Config, alone: list[str]) -> None:
+        if isinstance(config.job, PipelineJob):
+            raise _IsPipeline(config)
         change(config)
-        found.append(submit.plan(config, alone, dry_run=dry_run, begun=begun))
+        found.append(submit.plan(config, alone, dry_run=dry_run, begun=begun, before=before))
 
     def task(config: Any) -> None:
         # Hydra prints a traceback's worth of text for an exception that passes through it.
@@ -209,6 +228,19 @@ def _run_hydra(words: list[str], task: Any) -> None:
         GlobalHydra.instance().clear()
 
 
+def told(plan: Plan, run: Run) -> dict[str, Any]:
+    """What ``--json`` says of a run that was dispatched."""
+    return {
+        "run": run.id,
+        "name": run.name,
+        "folder": str(run.folder),
+        "job_id": run.job_id,
+        "cluster": plan.config.cluster.name,
+        "emulated": plan.emulated,
+        "submitted": time.time(),
+    }
+
+
 def tell(plan: Plan, run: Run, flags: set[str], kin: Mapping[str, Any] | None = None) -> None:
     """Say what was dispatched where.
 
@@ -217,21 +249,7 @@ def tell(plan: Plan, run: Run, flags: set[str], kin: Mapping[str, Any] | None = 
     """
     where = plan.config.cluster.name + (" (EMULATED)" if plan.emulated else "")
     if "--json" in flags:
-        print(
-            json.dumps(
-                {
-                    "run": run.id,
-                    "name": run.name,
-                    "folder": str(run.folder),
-                    "job_id": run.job_id,
-                    "cluster": plan.config.cluster.name,
-                    "emulated": plan.emulated,
-                    "submitted": time.time(),
-                    **(kin or {}),
-                }
-            ),
-            flush=True,
-        )
+        print(json.dumps({**told(plan, run), **(kin or {})}), flush=True)
         return
     for warning in plan.warnings:
         print(f"hpc submit: {warning}", file=sys.stderr)
