@@ -35,6 +35,7 @@ COMPLETING_PATIENCE = 120.0  # seconds that an owner's job may take to leave its
 REQUEUE_PATIENCE = 3600.0  # seconds for which a controller that is away is asked again to requeue
 TERM_PATIENCE = 24.0  # seconds for ranks to save after SIGTERM, of the 30 that Slurm's KillWait gives
 STEP_PATIENCE = 40.0  # seconds that a step may take to end: KillWait is 30 by default
+SETTLE = 1.0  # seconds after a requeue at which Slurm is asked whether it stands; less than a requeue's hold
 HOLD_PATIENCE = 10.0  # seconds for which a requeued job is asked for an earlier start
 
 
@@ -291,11 +292,16 @@ class SlurmAllocation:
                 queued, began, pause = True, time.monotonic(), 0.5
             try:
                 slurm.start_at(self.job_id, hold, exclude)
-                return True
+                time.sleep(SETTLE)
+                if not self._forgotten():
+                    return True
+                queued = False
             except SlurmError as error:
                 if "node name" in error.stderr.lower():  # such as a node that the site took away meanwhile
                     exclude = ()
-                if queued and time.monotonic() > began + HOLD_PATIENCE:
+                if queued and self._forgotten():
+                    queued = False
+                elif queued and time.monotonic() > began + HOLD_PATIENCE:
                     return True  # it starts all the same, when Slurm's own hold is over
                 if str(error) != said:
                     said = str(error)
@@ -303,6 +309,20 @@ class SlurmAllocation:
             time.sleep(pause)
             pause = pause if queued else min(10.0, pause * 1.5)
         return queued
+
+    def _forgotten(self) -> bool:
+        """Whether Slurm does not know that it took a requeue, or does not answer.
+
+        A controller that dies before it wrote it down comes back believing that the job runs, and takes the end of this
+        process for the end of the job.
+        """
+        try:
+            told = slurm.job(self.job_id)
+        except SlurmError:
+            return True
+        restarts = told.get("Restarts", "")
+        counted = restarts.isdecimal() and int(restarts) > self.restart_count
+        return told.get("JobState") == "RUNNING" and not counted
 
 
 def _end_of(job_id: str, config: Config, request: Request) -> float:

@@ -84,8 +84,21 @@ def test_a_controller_that_is_away_is_asked_again(
 
     monkeypatch.setattr(slurm, "requeue", requeue)
     monkeypatch.setattr(slurm, "start_at", start_at)
+    monkeypatch.setattr(slurm, "job", lambda job_id: {"JobState": "COMPLETING", "Restarts": "2"})
     assert allocation(tmp_path).requeue(4, []) == "ended"
     assert taken == [False, False, True]
+
+
+def test_a_requeue_that_the_controller_forgot_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals_kept: None
+) -> None:
+    states = iter([{"JobState": "RUNNING", "Restarts": "1"}, {"JobState": "PENDING", "Restarts": "2"}])
+    taken = []
+    monkeypatch.setattr(slurm, "requeue", lambda job_id: taken.append(job_id) or True)
+    monkeypatch.setattr(slurm, "start_at", lambda *words: None)
+    monkeypatch.setattr(slurm, "job", lambda job_id: next(states))
+    assert allocation(tmp_path).requeue(4, []) == "ended"
+    assert len(taken) == 2
 
 
 def test_where_a_requeue_is_forbidden_a_successor_follows(

@@ -16,7 +16,7 @@ from hpc.cli import main
 from hpc.runs import NAME
 from tests.hpc.conftest import everything
 
-quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SHELL = (
     "a;touch pwned",
     "$(touch pwned)",

@@ -55,7 +55,16 @@ def training(start: Start, here: Path) -> Iterator[Run]:
     subprocess.run([sys.executable, "-m", "hpc", "cancel", "--now", run.id], timeout=60, check=False)
 
 
-def test_a_run_survives_the_drills_of_this_machine(training: Run) -> None:
+def test_a_run_survives_the_drills_of_this_machine_and_others_are_refused_in_words(training: Run) -> None:
+    for words, said in (
+        (("timeout", training.id), "has no Slurm"),
+        (("kill-rank", training.id, "--rank", "7"), "ranks 0 to 1"),
+        (("node-failure", training.id), "only on an emulated cluster"),
+    ):
+        done = drill(*words)
+        assert done.returncode == 2
+        assert said in done.stderr
+    assert len(ledger.history(training)) == 1
     for fault, cause in (("kill-rank", "crash"), ("hang", "hang")):
         done = drill(fault, training.id, "--json")
         assert done.returncode == 0, done.stderr
@@ -73,15 +82,3 @@ def test_out_of_memory_is_survived_with_a_smaller_micro_batch(training: Run) -> 
     assert first.changed == {"parallel.micro_batch": [4, 2]}
     assert training.config().parallel.micro_batch == 2
     assert "parallel.micro_batch=2" in training.overrides_file.read_text()
-
-
-def test_what_cannot_be_drilled_is_refused_in_words(training: Run) -> None:
-    for words, said in (
-        (("timeout", training.id), "has no Slurm"),
-        (("kill-rank", training.id, "--rank", "7"), "ranks 0 to 1"),
-        (("node-failure", training.id), "only on an emulated cluster"),
-    ):
-        done = drill(*words)
-        assert done.returncode == 2
-        assert said in done.stderr
-    assert len(ledger.history(training)) == 1
