@@ -146,15 +146,18 @@ def _parser(module: Any) -> argparse.ArgumentParser | None:
     def stop(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         raise _Found(parser)
 
-    original = argparse.ArgumentParser.parse_args
-    argparse.ArgumentParser.parse_args = stop  # pyright: ignore[reportAttributeAccessIssue]
+    names = ("parse_args", "parse_intermixed_args")
+    originals = {name: getattr(argparse.ArgumentParser, name) for name in names}
+    for name in names:
+        setattr(argparse.ArgumentParser, name, stop)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             module.main(["--help"])
     except _Found as found:
         return found.parser
     finally:
-        argparse.ArgumentParser.parse_args = original
+        for name, original in originals.items():
+            setattr(argparse.ArgumentParser, name, original)
     return None
 
 

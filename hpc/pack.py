@@ -25,7 +25,7 @@ from hpc.request import Request, resolve
 from hpc.runs import Run
 from hpc.script import rank_command, share_options, step_options
 from hpc.slurm import SlurmError
-from hpc.supervise import POLL, REPEAT, say
+from hpc.supervisor import POLL, REPEAT, say
 from hpc.sweep import Sweep
 
 LOOK = 1.0  # seconds between two looks at who was cancelled
