@@ -101,7 +101,7 @@ WORDS = [
 ]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4, unique=True))
 def test_all_are_what_hydra_makes_of_them(words: list[str]) -> None:
     parsed = combinations.expand(OverridesParser.create().parse_overrides(opened(words)))[:5]

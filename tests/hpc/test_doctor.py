@@ -140,7 +140,7 @@ def test_a_laptop_with_a_job(here: Path) -> None:
 
 
 def test_memory_is_no_place_for_runs_and_no_slurm_is_said(here: Path) -> None:
-    text = hpc("doctor", "cluster=noctua2", home=here, status=1, HPC_RUNS="/dev/shm/runs", SLURM_CONF="/no/such/file")
+    text = hpc("doctor", "cluster=noctua2", home=here, status=1, HPC_RUNS="/dev/shm/runs")
     assert "bad   cluster.runs: /dev/shm/runs on tmpfs" in text
     assert "bad   controller: " in text or "bad   programs: " in text
     assert not Path("/dev/shm/runs").exists()

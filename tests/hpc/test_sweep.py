@@ -56,7 +56,7 @@ def sweep_of(folder: Path, found: list[Plan]) -> Sweep:
     return Sweep(folder).write(members=members, arrays=[Array(list(range(len(found))), "submit-0.sh")])
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from(sorted(SWEPT)), st.integers(1, 2), min_size=1, max_size=3))
 def test_each_run_gets_the_configuration_that_was_checked(here: Path, chosen: dict[str, int]) -> None:
     found = planned("job=hello", "cluster=noctua2", *(f"{key}={','.join(SWEPT[key][:n])}" for key, n in chosen.items()))

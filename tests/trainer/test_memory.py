@@ -181,7 +181,7 @@ def trainer_config(*overrides: str) -> TrainerConfig:
     return TrainerConfig(made.model, made.data, made.optim, made.parallel, made.train)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     name=st.sampled_from(CONFIGS),
     engine=st.sampled_from([Engine.fsdp, Engine.deepspeed]),
@@ -216,7 +216,7 @@ def test_less_work_at_a_time_more_ranks_and_more_computed_again_never_need_more(
 CACHED: dict[str, TrainerConfig] = {}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(name=st.sampled_from(CONFIGS), share=st.floats(0.05, 0.95))
 def test_what_is_proposed_fits_and_is_a_legal_layout(name: str, share: float) -> None:
     config, world = CACHED.setdefault(name, trainer_config(name)), 96 if "lola" in name else 64
