@@ -35,9 +35,9 @@ def test_from_text_to_perplexity_with_a_training_that_changes_its_job(
         waiting = slurm.queue([str(evaluated.job_id)], emulation.environment)[str(evaluated.job_id)]
         assert (waiting.state, waiting.reason) == ("PENDING", "Dependency")
         ended(prepared, 120)
+        first = trained.job_id
         _leave_for_a_successor(trained, emulation)
         wait_for(lambda: evaluations.submitted(trained, 50) is not None, 120)
-        first = trained.job_id
         wait_for(lambda: trained.job_id != first or outcome(trained) is not None, 120)
         assert str(trained.job_id) != first, told(trained)
         assert evaluated.state()["state"] == "queued"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -98,9 +99,17 @@ def test_arrays_of_a_sweep_run_are_requeued_alone_cancelled_and_resumed(swept: t
     until(lambda: states(sweep) == ["finished"] * 5 + ["cancelled"] * 2)
 
 
-def test_what_slurm_does_not_take_whole_begins_nowhere(swept: tuple[Emulation, list[str]]) -> None:
+def test_what_slurm_does_not_take_whole_begins_nowhere(
+    swept: tuple[Emulation, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     emulation, places = swept
-    told = hpc("submit", "-m", *SMALL, *places, "job.seconds=0.1,0.2", "job.exclude=null,nosuchnode", status=1)
+    # A site's own filter of submissions, which says no to the second array.
+    real = shutil.which("sbatch")
+    refuse = 'for last; do :; done; grep -q time=00:30:00 "$last" && { echo "not so long" >&2; exit 1; }'
+    (tmp_path / "sbatch").write_text(f'#!/bin/sh\n{refuse}\nexec {real} "$@"\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    told = hpc("submit", "-m", *SMALL, *places, "job.seconds=0.1,0.2", "job.time=20,30", status=1)
     assert not told
     assert not [row for row in slurm.queue(None, emulation.environment).values() if row.state not in slurm.GONE]
     assert not list(runs_of(places).glob("run/*/sweep.json"))
