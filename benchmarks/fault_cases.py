@@ -23,6 +23,7 @@ from monitoring.tail import header, last_step
 from tests.slurm import faults
 
 STEPS, SAVE_EVERY, EVALUATE_EVERY = 40, 10, 15
+UNTIL_A_LIMIT = 900  # steps: Slurm looks at time limits every 30 s
 PATIENCE = 240.0
 
 
@@ -76,6 +77,7 @@ class Case:
     prepare: Callable[[Run], object] = lambda run: None  # in the run's folder, before it begins
     overrides: list[str] = field(default_factory=list)
     resume: bool = False  # the run stops, and a person resumes it
+    steps: int = STEPS
 
     @property
     def name(self) -> str:
@@ -371,7 +373,14 @@ def cases(partition: str) -> list[Case]:
     requeued = frozenset({"preemption"})
     return [
         *(_in_rank(fault, place) for fault in _ACTS for place in _PLACES),
-        Case("time limit", "step", frozenset({"time_limit"}), _time_limit, overrides=["job.time=5", "job.grace=150"]),
+        Case(
+            "time limit",
+            "step",
+            frozenset({"time_limit"}),
+            _time_limit,
+            overrides=["job.time=5", "job.grace=150"],
+            steps=UNTIL_A_LIMIT,
+        ),
         Case("time limit between two attempts", "start-up", frozenset({"crash"}), _between_attempts),
         Case("preemption without grace", "step", requeued, _preempted, overrides=[f"job.partition={partition}"]),
         Case(

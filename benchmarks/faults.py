@@ -94,8 +94,10 @@ def main() -> None:
                 HELD_OUT,
                 "--wait",
             )
-            bench = Bench(folder, emulation, SOAK_STEPS if args.soak else STEPS)
-            found = [bench.tried(case) for case in cases(str(emulation.preemptible)) if re.search(args.only, case.name)]
+            chosen = [case for case in cases(str(emulation.preemptible)) if re.search(args.only, case.name)]
+            longest = max([SOAK_STEPS if args.soak else STEPS, *(case.steps for case in chosen)])
+            bench = Bench(folder, emulation, longest)
+            found = [bench.tried(case) for case in chosen]
             soaked = bench.soak(args.soak) if args.soak else 0
     table = _table(found)
     print(table)
@@ -172,7 +174,7 @@ class Bench:
 
     def _try(self, case: Case) -> Result:
         asked = time.time()
-        run = faults.dispatch([*self.words(STEPS), *case.overrides], lambda run: _prepared(case, run))
+        run = faults.dispatch([*self.words(case.steps), *case.overrides], lambda run: _prepared(case, run))
         scene = Scene(run, self.emulation)
         try:
             case.act(scene)
@@ -188,7 +190,7 @@ class Bench:
         records = ledger.history(run)
         losses = _losses(run)
         accounted = sum(sum(record.seconds.values()) for record in records)
-        wanted = {step: self.undisturbed[step] for step in range(1, STEPS + 1)}
+        wanted = {step: self.undisturbed[step] for step in range(1, case.steps + 1)}
         first = records[0]
         return Result(
             case,
