@@ -42,7 +42,9 @@ class Scene:
         end = time.monotonic() + patience
         while not condition():
             if time.monotonic() > end:
-                raise TimeoutError("the run did not come to the moment of the fault")
+                told = slurm.job(self.job_id, self.emulation.environment)
+                why = " ".join(f"{name}={told.get(name)}" for name in ("JobState", "Reason", "Restarts", "StartTime"))
+                raise TimeoutError(f"the run did not come to the moment of the fault: {why}")
             time.sleep(0.05)
 
     def at_step(self, step: int, attempt: int = 0) -> None:
@@ -174,6 +176,8 @@ def _time_limit(scene: Scene) -> None:
     """The limit is lowered to a minute, of which less is left than ranks are given to save."""
     scene.at_step(13)
     slurm.set_time_limit(scene.job_id, 1, scene.emulation.environment)
+    scene.ended(0)
+    slurm.set_time_limit(scene.job_id, 5, scene.emulation.environment)
 
 
 def _between_attempts(scene: Scene) -> None:

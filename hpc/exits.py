@@ -28,6 +28,11 @@ class Exit:
     first: bool = False  # among the first that ended: what came after may have been ended for it
 
 
+def shell_status(code: int) -> int:
+    """A process's exit status as a shell gives it: 128 + n for signal n."""
+    return 128 - code if code < 0 else code
+
+
 def of_srun(text: str) -> list[Exit]:
     """What srun says of its tasks, in the order in which it learnt of it."""
     found: dict[int, Exit] = {}

@@ -13,8 +13,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from hpc.allocation import end_with_parent
 from hpc.attempt import KEEPER, SUPERVISOR_DIED
+from hpc.processes import end_with_parent
 
 RESTARTS = 5
 HANDED_ON = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)

@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc import attempt, slurm, supervise
-from hpc.allocation import STEP_PATIENCE, TERM_PATIENCE, Ranks, SlurmAllocation, end_with_parent, start_step
+from hpc.allocation import TERM_PATIENCE, Ranks
 from hpc.config import Config, GpuRequest
 from hpc.errors import Failed
+from hpc.processes import end_with_parent
 from hpc.request import Request, resolve
 from hpc.runs import Run
 from hpc.script import rank_command, share_options, step_options
 from hpc.slurm import SlurmError
+from hpc.slurm_allocation import STEP_PATIENCE, SlurmAllocation, start_step
 from hpc.supervisor import POLL, REPEAT, say
 from hpc.sweep import Sweep
 

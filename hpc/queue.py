@@ -77,7 +77,7 @@ def local_lives(run: Run) -> bool | None:
     """Whether the supervisor of a run without Slurm lives; None where that cannot be seen from this machine."""
     if run.host != socket.gethostname():
         return None
-    from hpc.allocation import process_lives
+    from hpc.processes import process_lives
 
     pid = (run.job_id or "").removeprefix("local-")
     return pid.isdecimal() and process_lives(int(pid), run.config_file.stat().st_mtime + 60)

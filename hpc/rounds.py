@@ -34,8 +34,8 @@ def refuse_running(sweep: Sweep) -> None:
 
 def runner(sweep: Sweep) -> str | None:
     """Who submits the rounds of a search, in words; None if nobody does."""
-    from hpc.allocation import process_lives
     from hpc.listing import read
+    from hpc.processes import process_lives
 
     found = read_json(sweep.folder / LOOP)
     if found is None:

@@ -142,7 +142,7 @@ def _of(sweep: Sweep, row: slurm.QueueRow) -> bool:
 
 def local_lives(sweep: Sweep, job_id: str) -> bool:
     """Whether the process that takes the runs of a sweep in turn lives; from another machine it seems to."""
-    from hpc.allocation import process_lives
+    from hpc.processes import process_lives
 
     if sweep.host != socket.gethostname():
         return True

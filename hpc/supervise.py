@@ -14,13 +14,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hpc import allocation as allocations
 from hpc import following, keeper, notify, slurm
 from hpc.allocation import Allocation
 from hpc.config import Config, Launcher
 from hpc.errors import Failed, Refused
+from hpc.local_allocation import LocalAllocation
 from hpc.request import Request, resolve
 from hpc.runs import Run, disk_failure
+from hpc.slurm_allocation import OutsideOfJob, SlurmAllocation
 from hpc.supervisor import Supervisor, say
 from hpc.sweep import Sweep
 
@@ -92,20 +93,27 @@ def _drop_empty(before: Path) -> None:
             before.unlink()
 
 
+def _allocation(run: Run, config: Config, request: Request) -> Allocation:
+    """The allocation that this process is the supervisor of."""
+    if config.cluster.launcher is Launcher.local:
+        return LocalAllocation(config, request, run.folder)
+    return SlurmAllocation.from_environment(config, request, run.folder)
+
+
 def supervise(
-    run: Run, config: Config | None = None, place: Callable[[Run, Config, Request], Allocation] = allocations.of
+    run: Run, config: Config | None = None, place: Callable[[Run, Config, Request], Allocation] | None = None
 ) -> int:
     """Supervise a run to its end, or until its job was queued again. Returns the exit status.
 
     Args:
         config: the run's, where it has been read already.
-        place: what finds the allocation that this process is in.
+        place: what finds the allocation that this process is in, unless it is as the cluster says.
     """
     try:
         config = config or run.config()
         if not run.cancelled and (early := following.unfinished(run)) is not None:
             return _too_early(run, config, early)
-        allocation = place(run, config, resolve(config))
+        allocation = (place or _allocation)(run, config, resolve(config))
         return Supervisor(run, config, allocation).main()
     except (Refused, Failed) as error:
         say(str(error))
@@ -113,7 +121,7 @@ def supervise(
         _notify(run)
         following.give_up(run)
         return error.status
-    except allocations.OutsideOfJob as error:
+    except OutsideOfJob as error:
         say(str(error))  # and not into the run's state: the run may well be alive in its job
         return Refused.status
     except OSError as error:

@@ -80,7 +80,7 @@ class Submitter:
 
     def lives(self) -> bool:
         """Whether it goes on; on another machine it is given ten minutes."""
-        from hpc.allocation import process_lives
+        from hpc.processes import process_lives
 
         if self.host != socket.gethostname():
             return time.time() < self.began + 600

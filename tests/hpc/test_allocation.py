@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from hpc import slurm
-from hpc.allocation import SlurmAllocation, process_lives
 from hpc.compose import compose
 from hpc.errors import Failed
+from hpc.processes import process_lives
 from hpc.request import resolve
 from hpc.requeue import Cause
 from hpc.slurm import Forbidden, SlurmError
+from hpc.slurm_allocation import SlurmAllocation
 
 
 def allocation(folder: Path, *overrides: str, left: float = 1e5) -> SlurmAllocation:
@@ -64,8 +65,8 @@ def test_a_node_that_dies_while_slurm_is_asked_is_no_preemption(
 @pytest.fixture
 def signals_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """A requeue ignores signals for good, which would outlive the test."""
-    monkeypatch.setattr("hpc.allocation.signal.signal", lambda number, handler: None)
-    monkeypatch.setattr("hpc.allocation.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("hpc.slurm_allocation.signal.signal", lambda number, handler: None)
+    monkeypatch.setattr("hpc.slurm_allocation.time.sleep", lambda seconds: None)
 
 
 def test_a_controller_that_is_away_is_asked_again(
