@@ -2,9 +2,9 @@
 
     python -m benchmarks.restart [--json] [--rounds N]
 
-Three measurements on emulated clusters of the same shape: ours with the emulator's quick scheduler (``--fast``), ours
-with Slurm's default scheduler, and submitit's own checkpointing (default scheduler; its 121 s of hold do not depend on
-it). Nothing runs on the login node in between: it only looks at files.
+On emulated clusters of the same shape: ours with the emulator's quick scheduler (``--fast``) and with Slurm's default
+one, each without and with accounting (slurmdbd), and submitit's own checkpointing (default scheduler; its 121 s of hold
+do not depend on it). Nothing runs on the login node in between: it only looks at files.
 
 On an idle cluster the default scheduler looks at a requeued job every 30 s (bf_interval). Signals are therefore sent at
 random moments of that cycle, as time limits come; sent at a fixed moment after a start they would measure one phase.
@@ -42,27 +42,44 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="restart", dir="/tmp") as folder:
         os.environ.update(HPC_HOME=f"{folder}/h", HPC_RUNS=f"{folder}/runs", HPC_DATA=f"{folder}/data")
         _prepare()
-        fast = on_cluster(True, lambda found: ours(found, args.rounds, spread=2))
-        default = on_cluster(False, lambda found: ours(found, args.rounds, spread=30))
-        peer = on_cluster(False, lambda found: [submitit_restart(found, Path(folder))])
-    print(f"ours --fast {_list(fast)}; ours default {_list(default)}; submitit {_list(peer)}", file=sys.stderr)
-    report(
-        [
-            Figure("restart_fast_s", statistics.median(fast), "s", "<= 12", "scheduler of hpc emulate --fast"),
-            Figure("restart_default_s", statistics.median(default), "s", "<= 25", "Slurm's default scheduler"),
-            Figure("restart_submitit_s", statistics.median(peer), "s", "", "submitit's own requeue, same cluster"),
-        ],
-        as_json=args.json,
-    )
+        figures = [
+            _median("restart_fast_s", _ours(args.rounds, fast=True), "<= 12", "scheduler of hpc emulate --fast"),
+            _median(
+                "restart_fast_accounting_s",
+                _ours(args.rounds, fast=True, accounting=True),
+                "<= 12",
+                "the same, with accounting",
+            ),
+            _median("restart_default_s", _ours(args.rounds, fast=False), "<= 25", "Slurm's default scheduler"),
+            _median(
+                "restart_default_accounting_s",
+                _ours(args.rounds, fast=False, accounting=True),
+                "<= 25",
+                "the same, with accounting",
+            ),
+            _median(
+                "restart_submitit_s",
+                on_cluster(emulate.Options(nodes=2), lambda found: [submitit_restart(found, Path(folder))]),
+                "",
+                "submitit's own requeue, same cluster",
+            ),
+        ]
+    report(figures, as_json=args.json)
 
 
-def _list(values: list[float]) -> str:
-    return ", ".join(f"{value:.1f}" for value in values)
+def _median(name: str, values: list[float], goal: str, compared_with: str) -> Figure:
+    print(f"{name}: {', '.join(f'{value:.1f}' for value in values)}", file=sys.stderr)
+    return Figure(name, statistics.median(values), "s", goal, compared_with)
 
 
-def on_cluster(fast: bool, measure: Callable[[emulate.Emulation], list[float]]) -> list[float]:
+def _ours(rounds: int, *, fast: bool, accounting: bool = False) -> list[float]:
+    options = emulate.Options(nodes=2, fast=fast, accounting=accounting)
+    return on_cluster(options, lambda found: ours(found, rounds, spread=2 if fast else 30))
+
+
+def on_cluster(options: emulate.Options, measure: Callable[[emulate.Emulation], list[float]]) -> list[float]:
     """Measure on an emulated cluster of two nodes that is ended whatever happens."""
-    with emulate.emulated(cluster(["cluster=noctua2"]), emulate.Options(nodes=2, fast=fast)) as found:
+    with emulate.emulated(cluster(["cluster=noctua2"]), options) as found:
         return measure(found)
 
 
