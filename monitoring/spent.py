@@ -1,21 +1,25 @@
-"""Where the time of an attempt went, by rank 0's records."""
+"""Where the time of runs went, by what their files say; ``monitoring/goodput.py`` says what counts as what."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
+import numpy as np
 
-from monitoring import layout
+from monitoring.goodput import Bucket, Past, Pause, Span, Work, spans, within
+from monitoring.history import Attempt, History, Stretch
+
+_AFTER = {"validation": Bucket.evaluation, "checkpoint": Bucket.checkpoint, "rewound": Bucket.repeated}
+_COLUMNS = ("step_s", "evaluation_s", "checkpoint_s", "rewind_s")
+SLURMS_HOLD = 121.0  # seconds before a job that Slurm itself put back may start
 
 
 @dataclass(frozen=True)
 class Spent:
-    """An attempt's time in seconds, without a gap from its begin to its end; and its first step."""
+    """An attempt's time in seconds, without a gap from its begin to its end."""
 
     starting: float  # until its first step began
     training: float  # steps, and evaluations between them
@@ -25,62 +29,76 @@ class Spent:
 
 
 def spent(attempt: Path, began: float, ended: float, ready: float | None = None) -> Spent:
-    """Divide the time between two moments, in unix seconds.
+    """Divide the time of the attempt in a folder between two moments, in unix seconds.
 
     Args:
         ready: when all ranks had joined, for an attempt that recorded no steps: all after it is work.
     """
-    first, last, saves = _milestones(attempt)
-    if first is None or last is None:
+    records = Attempt(attempt.parent.parent, int(attempt.name))
+    records.refresh()
+    steps = [stretch.steps[0] for stretch in records.stretches if stretch.steps]
+    if not steps:
         ready = ended if ready is None else min(max(ready, began), ended)
         return Spent(ready - began, ended - ready, 0.0, 0.0)
-    # Clocks may jump, and those of nodes differ: what is told stays between the ends and in order.
-    begun = min(max(first["t"] - _number(first, "step_s"), began), ended)
-    stepped = min(max(last["t"], begun), ended)
-    blocked = sum(_number(save, "blocked_s") for save in saves if save["t"] <= last["t"])
-    blocked = min(max(blocked, 0.0), stepped - begun)
-    saved = min(max([stepped, *(save["t"] for save in saves)]), ended)
-    return Spent(
-        starting=begun - began,
-        training=stepped - begun - blocked,
-        saving=blocked + saved - stepped,
-        ending=ended - saved,
-        first_step=first["step"],
+    seconds, at = dict.fromkeys(Bucket, 0.0), began
+    for bucket, end in within(Past(records.number, began, ended, work=_work(records)), began, ended):
+        seconds[bucket] += end - at
+        at = end
+    starting, saving, ending = (seconds.pop(each) for each in (Bucket.startup, Bucket.checkpoint, Bucket.ending))
+    return Spent(starting, sum(seconds.values()), saving, ending, first_step=steps[0])
+
+
+def account(history: History, asked: Sequence[float], now: float, *, over: bool, hold: float) -> list[Span]:
+    """Where the wall clock of a run went.
+
+    Args:
+        asked: when a person submitted the run, and each time that they resumed it; unix seconds.
+        over: no attempt follows by itself.
+        hold: seconds for which the run's own requeues are held.
+    """
+    return spans(asked, [_past(each, hold) for each in history.attempts if _began(each)], now, over=over)
+
+
+def _began(attempt: Attempt) -> float | None:
+    found = attempt.info.get("began") or attempt.header.get("start")
+    return float(found) if isinstance(found, int | float) else None
+
+
+def _past(attempt: Attempt, hold: float) -> Past:
+    began, ended, action = _began(attempt), attempt.info.get("ended"), attempt.info.get("action")
+    assert began is not None
+    # Where its supervisor did not live to give an exit status, Slurm itself put the job back.
+    unaided = action == "requeue" and attempt.info.get("exit_code") is None
+    return Past(
+        number=attempt.number,
+        began=began,
+        ended=float(ended) if isinstance(ended, int | float) else None,
+        action=action if isinstance(action, str) else None,
+        hold=SLURMS_HOLD if unaided else hold,
+        work=_work(attempt),
     )
 
 
-def _milestones(attempt: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None, list[dict[str, Any]]]:
-    """The first and the last step of rank 0, and its checkpoints."""
-    first, last, saves = None, b"", []
-    for line in _lines(layout.rank_records(attempt, 0)):
-        if b'"kind":"step"' in line:
-            first = _record(line) if first is None else first
-            last = line if _record_like(line) else last
-        elif b'"event":"checkpoint"' in line and (save := _record(line)) is not None:
-            saves.append(save)
-    return first, _record(last), saves
+def _work(attempt: Attempt) -> Work:
+    stretches = [stretch for stretch in attempt.stretches if stretch.steps]
+    if not stretches:
+        return Work()
+    columns = {name: np.concatenate([_column(each, name) for each in stretches]) for name in _COLUMNS}
+    last = stretches[-1].times[-1]
+    return Work(
+        times=np.concatenate([np.array(each.times) for each in stretches]),
+        kept=np.concatenate([np.arange(len(each.steps)) < each.kept for each in stretches]),
+        after=[Pause(event["t"], _AFTER[event["event"]]) for event in attempt.events if _follows(event, last)],
+        **columns,
+    )
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            yield from file
-    except OSError:
-        return
+def _follows(event: dict[str, Any], last: float) -> bool:
+    return event["event"] in _AFTER and event["t"] > last
 
 
-def _record_like(line: bytes) -> bool:
-    return line.endswith(b"}\n") and b"\0" not in line
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    with contextlib.suppress(ValueError):
-        record = orjson.loads(line[line.rfind(b"\0") + 1 :])
-        if isinstance(record, dict) and isinstance(record.get("t"), int | float) and type(record.get("step")) is int:
-            return record
-    return None
-
-
-def _number(record: dict[str, Any], key: str) -> float:
-    value = record.get(key)
-    return float(value) if isinstance(value, int | float) else 0.0
+def _column(stretch: Stretch, name: str) -> np.ndarray:
+    found = np.full(len(stretch.steps), np.nan)
+    if (metric := stretch.metrics.get(name)) is not None:
+        found[np.array(metric.rows)] = np.array(metric.values)
+    return found

@@ -1,0 +1,179 @@
+"""Every second of a run is in one bucket, whatever its clocks and its attempts did; and in the right one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitoring.goodput import Bucket, Past, Pause, Span, Work, spans, totals
+
+moments = st.floats(-1e5, 1e5, allow_nan=False)
+seconds = st.one_of(st.floats(-10, 1e4, allow_nan=False), st.just(float("nan")))
+
+
+@st.composite
+def works(draw: st.DrawFn) -> Work:
+    count = draw(st.integers(0, 6))
+    column = st.lists(seconds, min_size=count, max_size=count).map(np.array)
+    return Work(
+        times=np.array(draw(st.lists(moments, min_size=count, max_size=count)), float),
+        step_s=draw(column),
+        evaluation_s=draw(column),
+        checkpoint_s=draw(column),
+        rewind_s=draw(column),
+        kept=np.array(draw(st.lists(st.booleans(), min_size=count, max_size=count)), bool),
+        after=draw(st.lists(st.builds(Pause, moments, st.sampled_from(Bucket)), max_size=3)),
+    )
+
+
+actions = st.sampled_from([None, "end", "stop", "requeue", "restart"])
+pasts = st.lists(
+    st.builds(Past, st.integers(0, 9), moments, st.none() | moments, actions, st.floats(0, 300), works()), max_size=5
+)
+
+
+@given(st.lists(moments, max_size=3), pasts, moments, st.booleans())
+def test_the_buckets_add_up_to_the_wall_clock(asked: list[float], attempts: list[Past], now: float, over: bool) -> None:
+    found = spans(asked, attempts, now, over=over)
+    assert all(span.end > span.begin for span in found)
+    assert all(one.end == other.begin for one, other in pairwise(found))
+    if found:
+        assert found[0].begin == min([*asked, *(past.began for past in attempts[:1])])
+        assert sum(totals(found).values()) == pytest.approx(found[-1].end - found[0].begin, abs=1e-6)
+
+
+@dataclass
+class Told:
+    """A run as it really went, second by second, and what its attempts recorded of it."""
+
+    at: float = 1000.0
+    truth: list[Span] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        self.truth = []
+
+    def spend(self, bucket: Bucket, seconds: float, attempt: int | None = None) -> float:
+        if seconds > 0:
+            self.truth.append(Span(bucket, self.at, self.at + seconds, attempt))
+        self.at += seconds
+        return seconds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One attempt as it will go."""
+
+    queue: float
+    hold: float
+    startup: float
+    steps: Sequence[tuple[float, float, float]]  # seconds of evaluation and checkpoint before a step, then of it
+    lost: int
+    final_save: float
+    ending: float
+
+
+durations = st.floats(0.5, 100)
+plans = st.builds(
+    Plan,
+    durations,
+    durations,
+    durations,
+    st.lists(st.tuples(durations, durations, st.just(5.0)), min_size=1, max_size=8),
+    st.integers(0, 3),
+    durations,
+    durations,
+)
+
+
+@given(st.lists(plans, min_size=1, max_size=4))
+def test_a_run_whose_course_is_known_is_accounted_for_within_a_second(told: list[Plan]) -> None:
+    run, attempts = Told(), []
+    submitted = run.at
+    for number, plan in enumerate(told):
+        if number:
+            run.spend(Bucket.hold, plan.hold)
+            attempts[-1] = replace(attempts[-1], hold=plan.hold)
+        run.spend(Bucket.queue, plan.queue)
+        attempts.append(_attempt(run, number, plan))
+    found = totals(spans([submitted], attempts, run.at, over=True))
+    assert found == pytest.approx(totals(run.truth), abs=1.0)
+
+
+def _attempt(run: Told, number: int, plan: Plan) -> Past:
+    began = run.at
+    run.spend(Bucket.startup, plan.startup, number)
+    times, evaluation, checkpoint = [], [], []
+    kept = [row < len(plan.steps) - plan.lost for row in range(len(plan.steps))]
+    for row, (evaluated, saved, step) in enumerate(plan.steps):
+        if row:
+            evaluation.append(run.spend(Bucket.evaluation, evaluated, number))
+            checkpoint.append(run.spend(Bucket.checkpoint, saved, number))
+        else:
+            evaluation.append(np.nan)
+            checkpoint.append(np.nan)
+        run.spend(Bucket.training if kept[row] else Bucket.repeated, step, number)
+        times.append(run.at)
+    run.spend(Bucket.checkpoint, plan.final_save, number)
+    after = [Pause(run.at, Bucket.checkpoint)]
+    run.spend(Bucket.ending, plan.ending, number)
+    nothing = np.full(len(times), np.nan)
+    work = Work(
+        np.array(times),
+        np.array([step for *_, step in plan.steps]),
+        np.array(evaluation),
+        np.array(checkpoint),
+        nothing,
+        np.array(kept),
+        after,
+    )
+    return Past(number, began, run.at, "requeue", 0.0, work)
+
+
+def _steady(times: list[float], step_s: list[float], **more: object) -> Work:
+    nothing = np.full(len(times), np.nan)
+    plain = Work(np.array(times), np.array(step_s), nothing, nothing, nothing, np.ones(len(times), bool))
+    return replace(plain, **more)
+
+
+def test_a_first_step_that_compiles_is_a_start_as_far_as_it_took_longer() -> None:
+    work = _steady([140.0, 142.0, 144.0], [40.0, 2.0, 2.0])
+    found = totals(spans([90.0], [Past(0, 100.0, 144.0, "end", 0.0, work)], 200.0, over=True))
+    assert (found[Bucket.queue], found[Bucket.startup], found[Bucket.training]) == (10.0, 38.0, 6.0)
+
+
+def test_a_gap_between_steps_that_nothing_explains_is_unknown() -> None:
+    work = _steady([102.0, 104.0, 166.0], [2.0, 2.0, 2.0])
+    found = totals(spans([100.0], [Past(0, 100.0, 166.0, "end", 0.0, work)], 200.0, over=True))
+    assert (found[Bucket.unknown], found[Bucket.training]) == (60.0, 6.0)
+
+
+def test_a_run_that_a_person_resumed_was_stopped_until_then() -> None:
+    first, second = Past(0, 10.0, 20.0, "stop"), Past(1, 95.0, 100.0, "end")
+    found = totals(spans([0.0, 90.0], [first, second], 100.0, over=True))
+    assert (found[Bucket.stopped], found[Bucket.queue]) == (70.0, 15.0)
+
+
+def test_a_restart_inside_the_allocation_waits_in_no_queue() -> None:
+    found = totals(spans([0.0], [Past(0, 0.0, 20.0, "restart"), Past(1, 21.0, 30.0, "end")], 30.0, over=True))
+    assert found[Bucket.queue] == found[Bucket.hold] == 0.0
+    assert found[Bucket.startup] == 30.0
+
+
+def test_a_running_attempt_is_believed_for_a_while() -> None:
+    past = Past(0, 100.0, None, None, 0.0, _steady([102.0, 104.0], [2.0, 2.0]))
+    assert totals(spans([100.0], [past], 110.0, over=False))[Bucket.training] == 10.0
+    late = totals(spans([100.0], [past], 300.0, over=False))
+    assert (late[Bucket.training], late[Bucket.unknown]) == (14.0, 186.0)
+
+
+def test_a_run_that_waits_is_in_the_queue_and_one_that_is_over_is_not() -> None:
+    past = Past(0, 0.0, 10.0, "requeue", hold=4.0)
+    waiting = totals(spans([0.0], [past], 30.0, over=False))
+    assert (waiting[Bucket.hold], waiting[Bucket.queue]) == (4.0, 16.0)
+    assert sum(totals(spans([0.0], [replace(past, action="stop")], 30.0, over=True)).values()) == 10.0
