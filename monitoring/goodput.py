@@ -161,7 +161,7 @@ def within(past: Past, began: float, ended: float) -> Iterator[tuple[Bucket, flo
     usual = _usual(work)
     stepped = np.clip(np.maximum.accumulate(work.times), began, ended)
     first = stepped[0] - min(usual, _or(work.step_s, usual)[0])
-    first = min(max(first, began), stepped[0])
+    first = float(min(max(first, began), stepped[0]))
     yield Bucket.startup, first
     yield from _steps(work, np.concatenate([[first], stepped]), usual)
     at = float(stepped[-1])

@@ -77,6 +77,13 @@ class Stretch:
     def lost(self) -> int:
         return len(self.steps) - self.kept
 
+    def column(self, name: str) -> np.ndarray:
+        """One metric with a value for each step: NaN where it is missing."""
+        found = np.full(len(self.steps), np.nan)
+        if (metric := self.metrics.get(name)) is not None:
+            found[np.array(metric.rows)] = np.array(metric.values)
+        return found
+
     def add(self, record: dict[str, Any]) -> bool:
         """Take a step record, which is used up by that; False if it is none."""
         step, tokens = record.get("step"), record.get("tokens")

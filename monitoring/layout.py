@@ -2,7 +2,7 @@
 
 ```
 runs/<name>/<id>/
-  config.yaml  state.json  FINISHED  job.log  sample.txt
+  config.yaml  manifest.json  state.json  FINISHED  job.log  sample.txt
   attempts/<k>/
     attempt.json     who runs this attempt, when it began and how it ended
     rank-<r>.jsonl   records of a rank (monitoring/recorder.py is the protocol)
@@ -17,6 +17,7 @@ import re
 from pathlib import Path
 
 CONFIG = "config.yaml"
+MANIFEST = "manifest.json"  # what was typed, and when
 STATE = "state.json"
 FINISHED = "FINISHED"
 JOB_LOG = "job.log"

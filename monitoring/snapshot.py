@@ -17,10 +17,13 @@ import numpy as np
 
 from monitoring import layout
 from monitoring.history import History, Series, attempt_row, read_json
+from monitoring.outlook import Outlook, outlook
+from monitoring.spent import account
 from monitoring.tail import TextTail
 
 TRAINING = "jobs.train.Train"  # the kind of job whose configuration says how long it trains
 ENDED = ("finished", "failed", "cancelled")
+OUTLOOK_EVERY = 5.0  # seconds between two looks at a whole history
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class Snapshot:
     loss: Series = field(default_factory=lambda: Series(np.empty(0, np.int64), np.empty(0)))
     metrics: Mapping[str, float] = field(default_factory=dict)  # the newest value of each
     experts: tuple[ExpertLoad, ...] = ()  # the newest of each layer, by layer
+    outlook: Outlook = field(default_factory=Outlook)  # where the time went, and when the target may be reached
     log: tuple[str, ...] = ()  # the last lines, safe to print
     log_name: str = ""
     summary: Mapping[str, Any] = field(default_factory=dict)  # what FINISHED says
@@ -143,6 +147,7 @@ class Reader:
         self._history = History(self.run)
         self._logs: dict[Path, TextTail] = {}
         self._config: dict[str, Any] | None = None
+        self._outlook: tuple[tuple[Any, ...], float, Outlook] = ((), -math.inf, Outlook())
 
     def read(self, job: JobState | None = None, now: float | None = None) -> Snapshot:
         """The run as it is now.
@@ -159,12 +164,14 @@ class Reader:
         target, target_steps = _target(config, history)
         last = history.last
         log_name, log = self._log()
+        now = time.time() if now is None else now
+        said = "finished" if summary is not None else str(state.get("state") or "unknown")
         return Snapshot(
             folder=self.run,
             name=str(config.get("name") or self.run.absolute().parent.name),
             id=self.run.absolute().name,
-            now=time.time() if now is None else now,
-            state="finished" if summary is not None else str(state.get("state") or "unknown"),
+            now=now,
+            state=said,
             reason=str(state.get("reason") or ""),
             cluster=str(state.get("cluster") or (config.get("cluster") or {}).get("name") or ""),
             emulated=bool(state.get("emulated") or (job is not None and job.emulated)),
@@ -182,12 +189,36 @@ class Reader:
             experts=tuple(
                 ExpertLoad(layer, step, tuple(load)) for layer, (step, load) in sorted(history.experts().items())
             ),
+            outlook=self._look(job, said in ENDED, target, now),
             log=log,
             log_name=log_name,
             summary=summary or {},
             sample=_text(self.run / layout.SAMPLE) if summary is not None else "",
             problems=tuple(history.problems()),
         )
+
+    def _look(self, job: JobState | None, over: bool, target: int | None, now: float) -> Outlook:
+        """The outlook, which takes the whole history and is therefore made anew only now and then."""
+        history = self._history
+        key = (len(history.attempts), over, [attempt.info.get("action") for attempt in history.attempts])
+        known, made, found = self._outlook
+        if known == key and (over or now - made < OUTLOOK_EVERY):
+            return found
+        manifest = read_json(self.run / layout.MANIFEST) or {}
+        asked = [manifest.get("submitted"), *(each.get("time") for each in manifest.get("resumed") or [])]
+        hold = (self._configuration().get("cluster") or {}).get("requeue_hold")
+        spans = account(
+            history,
+            [float(t) for t in asked if isinstance(t, int | float)],
+            now,
+            over=over,
+            hold=float(hold) if isinstance(hold, int | float) else 0.0,
+        )
+        limit = job.ends - job.started if job and job.ends is not None and job.started is not None else math.inf
+        left = None if target is None or over else target - (history.last[1] if history.last else 0)
+        found = outlook(history, spans, tokens_left=left, slice_s=limit)
+        self._outlook = (key, now, found)
+        return found
 
     def _configuration(self) -> dict[str, Any]:
         """The resolved configuration; it never changes once it could be read."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from monitoring.goodput import Bucket, Past, Pause, Span, Work, spans, within
-from monitoring.history import Attempt, History, Stretch
+from monitoring.history import Attempt, History
 
 _AFTER = {"validation": Bucket.evaluation, "checkpoint": Bucket.checkpoint, "rewound": Bucket.repeated}
 _COLUMNS = ("step_s", "evaluation_s", "checkpoint_s", "rewind_s")
@@ -83,7 +83,7 @@ def _work(attempt: Attempt) -> Work:
     stretches = [stretch for stretch in attempt.stretches if stretch.steps]
     if not stretches:
         return Work()
-    columns = {name: np.concatenate([_column(each, name) for each in stretches]) for name in _COLUMNS}
+    columns = {name: np.concatenate([each.column(name) for each in stretches]) for name in _COLUMNS}
     last = stretches[-1].times[-1]
     return Work(
         times=np.concatenate([np.array(each.times) for each in stretches]),
@@ -95,10 +95,3 @@ def _work(attempt: Attempt) -> Work:
 
 def _follows(event: dict[str, Any], last: float) -> bool:
     return event["event"] in _AFTER and event["t"] > last
-
-
-def _column(stretch: Stretch, name: str) -> np.ndarray:
-    found = np.full(len(stretch.steps), np.nan)
-    if (metric := stretch.metrics.get(name)) is not None:
-        found[np.array(metric.rows)] = np.array(metric.values)
-    return found

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from monitoring.goodput import Bucket
+from monitoring.outlook import Outlook
 from monitoring.recorder import number
 from monitoring.snapshot import Attempt, Snapshot
 from monitoring.terminal.words import clock, duration, figure, plural
@@ -52,6 +54,7 @@ def plain(snapshot: Snapshot) -> str:
         text = f"layer {load.layer}: max {shares.max():.2f}, min {shares.min():.2f} of the fair share"
         rows.append(("experts", f"{text} at step {load.step}"))
     rows += [("attempt", _attempt(attempt)) for attempt in snapshot.attempts]
+    rows += [(label, text) for label, text in (("goodput", goodput(snapshot)), ("finish", finish(snapshot))) if text]
     rows += [("problem", clean(problem)) for problem in snapshot.problems]
     rows.append(("folder", clean(str(snapshot.folder))))
     if snapshot.log:
@@ -82,6 +85,8 @@ def summary(snapshot: Snapshot, width: int = 80) -> str:
         ("tokens/s", f"{snapshot.tokens_per_s:,.0f}" if snapshot.tokens_per_s else "unknown"),
         ("attempts", attempts),
     ]
+    if text := goodput(snapshot):
+        rows.append(("goodput", text))
     if snapshot.sample:
         rows.append(("sample", _folded(snapshot.sample, width)))
     rows += [("problem", clean(problem)) for problem in snapshot.problems]
@@ -111,9 +116,40 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
         "metrics": {name: number(value) for name, value in snapshot.metrics.items()},
         "experts": [{"layer": x.layer, "step": x.step, "tokens": list(x.tokens)} for x in snapshot.experts],
         "log": {"name": snapshot.log_name, "lines": list(snapshot.log[-LOG_LINES:])},
+        "goodput": _goodput_json(snapshot.outlook),
         "summary": dict(snapshot.summary),
         "problems": list(snapshot.problems),
     }
+
+
+def _goodput_json(found: Outlook) -> dict[str, Any]:
+    names = ("ettr", "ettr_on_nodes", "failures", "mtbf", "restart", "save", "interval", "expected", "best_interval")
+    return {name: getattr(found, name) for name in names} | {
+        "seconds": {bucket.value: spent for bucket, spent in found.seconds.items()},
+        "left": None if found.left is None else found.left._asdict(),
+    }
+
+
+def goodput(snapshot: Snapshot) -> str:
+    """The share of the wall clock that was training, and what the rest went into, most of it first."""
+    found = snapshot.outlook
+    if found.ettr is None or not found.seconds[Bucket.training]:
+        return ""
+    wall = sum(found.seconds.values())
+    others = {bucket: spent / wall for bucket, spent in found.seconds.items() if bucket is not Bucket.training}
+    most = sorted((each for each in others.items() if each[1] >= 0.005), key=lambda each: -each[1])
+    rest = ", ".join(f"{bucket.value} {share:.0%}" for bucket, share in most)
+    return f"{found.ettr:.1%} training" + (f"; {rest}" if rest else "")
+
+
+def finish(snapshot: Snapshot) -> str:
+    """When the token target is likely to be reached."""
+    left = snapshot.outlook.left
+    if left is None:
+        return ""
+    # What is left was counted when the outlook was made, some seconds ago at most.
+    low, likely, high = (clock(snapshot.now + seconds, snapshot.now) for seconds in left)
+    return likely if low == high else f"{likely} (between {low} and {high})"
 
 
 def title(snapshot: Snapshot) -> str:

@@ -163,6 +163,8 @@ experts   layer 4: max 3.09, min 0.42 of the fair share at step 290
 attempt   0: job 17, steps 1-120, time limit, on n2gpu1201,n2gpu1202
 attempt   1: job 17, steps 121-201, node failure, 51 lost steps, on n2gpu1201,n2gpu1202
 attempt   2: job 17, steps 151-290, running, on n2gpu1201,n2gpu1205
+goodput   73.6% training; repeated 13%, start-up 7%, queue 7%
+finish    08:35
 folder    runs/tiny_moe/20251122-1f2e
 log       rank-0.log
   step 210 of 500  loss 3.5702
@@ -182,6 +184,7 @@ tiny_moe/20251122-1f2e: finished on noctua2 (EMULATED)
   tokens    1,228,800 in 300 steps
   tokens/s  4,802
   attempts  2 (time limit, finished), 21 lost steps
+  goodput   84.6% training; repeated 6%, start-up 5%, queue 4%
   sample    The installer asks for the name of the disk. Das
             Installationsprogramm
   folder    runs/x"""
