@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from monitoring import layout
+from monitoring.findings import Finding
 from monitoring.history import History, Series, attempt_row, read_json
 from monitoring.outlook import Outlook, outlook
 from monitoring.spent import account
@@ -103,6 +104,7 @@ class Snapshot:
     metrics: Mapping[str, float] = field(default_factory=dict)  # the newest value of each
     experts: tuple[ExpertLoad, ...] = ()  # the newest of each layer, by layer
     outlook: Outlook = field(default_factory=Outlook)  # where the time went, and when the target may be reached
+    findings: tuple[Finding, ...] = ()  # the worst first
     log: tuple[str, ...] = ()  # the last lines, safe to print
     log_name: str = ""
     summary: Mapping[str, Any] = field(default_factory=dict)  # what FINISHED says
