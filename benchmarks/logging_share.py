@@ -21,7 +21,7 @@ from trainer.parallel import Engine
 from trainer.step import Dataset
 from trainer.train import train
 
-_WORK = ("data_s", "forward_s", "backward_s", "optimizer_s")
+_WORK = ("data_s", "forward_s", "backward_s", "norm_s", "optimizer_s")
 _BETWEEN = ("checkpoint_s", "evaluation_s", "rewind_s")
 
 

@@ -20,9 +20,11 @@ class Record(Protocol):
           ``dropped_share`` (0 to 1, of the rows sent to experts)
         - ``tokens_per_s``, ``flops_per_s``, and ``mfu`` (0 to 1) where the peak is known; ``trainer.size`` says
           what is counted
-        - ``step_s`` and its parts: ``data_s``, ``forward_s``, ``backward_s``, ``optimizer_s`` (norm and clipping
-          included; on GPUs that of the step before), ``communication_s`` (the reduction that ends a step, with the
-          wait for slower ranks; what an engine sends during forward and backward is in theirs)
+        - ``step_s`` and its parts: ``data_s``, ``forward_s``, ``backward_s``, ``communication_s`` (the reduction that
+          ends a step, with the wait for slower ranks; what an engine sends during forward and backward is in theirs),
+          ``norm_s`` (of the gradient, over all ranks), ``optimizer_s`` (the update; on GPUs that of the step before).
+          A rank waits for no other in ``data_s`` and, but for what DeepSpeed gathers, in ``optimizer_s``: where these
+          are long on one rank alone, it is the rank that the others wait for
         - of what went on between the step before and this one, and no part of ``step_s``: ``checkpoint_s`` (for
           which training waited), ``evaluation_s``, ``rewind_s``
         - ``peak_memory_gib``: the most so far; of a GPU what torch allocated, of a CPU rank its resident memory

@@ -101,7 +101,7 @@ class Stepper:
         # Losses, loads and what ranks were asked come from one reduction: each rank ends the step knowing the same.
         with meter.part("communication"):
             sums.reduce(stop=asked is not None, profile=self.profile())
-        with meter.part("optimizer"):
+        with meter.part("norm"):
             norm = engine.norm()
         totals = sums.totals(norm, batch_tokens=config.train.batch_tokens, valid=valid)
         verdict = guard.judge(totals.loss, totals.grad_norm, scale)
