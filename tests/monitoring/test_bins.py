@@ -106,7 +106,7 @@ def test_a_spike_among_millions_is_seen_at_every_zoom() -> None:
     bins = binned(np.arange(count, dtype=float), y)
     for half in (2_000_000, 300_000, 4000, 10):
         view = bins.view(1_234_567 - half, 1_234_567 + half, 500)
-        assert view.high.max() == 9.0 and 250 < len(view) <= 500 or half == 10
+        assert (view.high.max() == 9.0 and 250 < len(view) <= 500) or half == 10
     assert 1_234_567 in bins.view(1_234_560, 1_234_570, 500).x
 
 
