@@ -151,6 +151,16 @@ class Reader:
         self._config: dict[str, Any] | None = None
         self._outlook: tuple[tuple[Any, ...], float, Outlook] = ((), -math.inf, Outlook())
 
+    @property
+    def history(self) -> History:
+        """The records as far as they were read."""
+        return self._history
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The run's configuration; empty where it cannot be read."""
+        return self._configuration()
+
     def read(self, job: JobState | None = None, now: float | None = None) -> Snapshot:
         """The run as it is now.
 

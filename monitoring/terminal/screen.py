@@ -170,7 +170,7 @@ def loss(snapshot: Snapshot, width: int, height: int, *, unicode: bool = True) -
     """The loss over steps: a title, the curve with its axes, the starts of later attempts marked below it."""
     if height < 1:
         return []
-    rows = [_rule("loss", width)]
+    rows = [rule("loss", width)]
     plot_height, plot_width = height - 3, width - LABEL - 1
     series = snapshot.loss
     if plot_height < 2 or plot_width < 10:
@@ -201,7 +201,7 @@ def loss(snapshot: Snapshot, width: int, height: int, *, unicode: bool = True) -
 
 def experts(layers: tuple[ExpertLoad, ...], width: int, height: int) -> list[Text]:
     """A title and a row of bars per MoE layer: full height is twice the fair share, a red × gets nothing."""
-    rows = [_rule(f"experts · tokens over the fair share, step {layers[-1].step:,}", width)]
+    rows = [rule(f"experts · tokens over the fair share, step {layers[-1].step:,}", width)]
     shown = layers[: height - 1]
     if len(layers) > len(shown):
         shown = layers[: height - 2]
@@ -223,12 +223,12 @@ def sidebar(snapshot: Snapshot, width: int, height: int) -> list[Text]:
     """The newest value of each metric, then the last attempts."""
     past = snapshot.attempts[-max(1, height // 3) :]
     room = height - len(past) - 2
-    rows = [_rule("metrics", width)]
+    rows = [rule("metrics", width)]
     for name, value in list(snapshot.metrics.items())[:room]:
         shown = Text(figure(value), style="bold" if math.isfinite(value) else "bold red")
         rows.append(_between(Text(f" {clean(name)}", style=DIM), shown + Text(" "), width))
     rows += [Text()] * (height - len(rows) - len(past) - 1)
-    rows.append(_rule("attempts", width))
+    rows.append(rule("attempts", width))
     rows += [_attempt(attempt, width) for attempt in past]
     return rows[:height]
 
@@ -250,8 +250,7 @@ def log(snapshot: Snapshot, width: int, height: int) -> list[Text]:
     """A title and the last lines of the log; where something could not be read, that comes first."""
     if height < 2:
         return []
-    hint = Text(" q leaves ─", DIM)
-    rows = [_rule(clean(snapshot.log_name), width - hint.cell_len) + hint]
+    rows = [rule(clean(snapshot.log_name), width)]
     rows += [Text(f" {clean(problem)}", style="yellow") for problem in snapshot.problems[-2:]][: height - 1]
     lines = snapshot.log[-(height - len(rows)) :] if height > len(rows) else ()
     return rows + [Text(f" {clean(line)}") for line in lines]
@@ -288,7 +287,8 @@ def _bar(share: float, width: int) -> Text:
     return row
 
 
-def _rule(title: str, width: int) -> Text:
+def rule(title: str, width: int) -> Text:
+    """A title on a line."""
     row = Text("─ ", style=DIM)
     row.append(title, style="bold")
     row.append(" " + "─" * max(0, width - cell_len(title) - 3), style=DIM)

@@ -22,7 +22,8 @@ import numpy as np
 
 from monitoring import layout
 from monitoring.recorder import PROTOCOL, Recorder, encode
-from monitoring.snapshot import JobState, Reader
+from monitoring.snapshot import JobState, Reader, Snapshot
+from monitoring.terminal.source import Entry
 
 BATCH = 4096  # tokens of a step
 START = 1_763_800_000.0  # unix seconds
@@ -192,8 +193,41 @@ def _go_on(folder: Path, shape: Shape, pause: float) -> None:
     finish(folder, shape)
 
 
+class Folders:
+    """Runs by their folders as the watch screen takes them, with what Slurm says of each of them."""
+
+    title, trouble = "generated runs", ""
+
+    def __init__(self, folders: Sequence[Path], said: JobState | None = None) -> None:
+        self.folders = folders
+        self.said = said
+
+    def entries(self) -> list[Entry]:
+        return [_entry(Reader(folder).read(self.said)) for folder in self.folders if folder.is_dir()]
+
+    def job(self, folder: Path) -> JobState | None:
+        return self.said
+
+
+def _entry(seen: Snapshot) -> Entry:
+    last = float(seen.loss.values[-1]) if len(seen.loss.values) else None
+    return Entry(
+        seen.folder,
+        seen.folder.parent.name,
+        seen.id,
+        seen.state,
+        cluster=seen.cluster,
+        attempt=seen.attempts[-1].number if seen.attempts else None,
+        step=seen.step,
+        share=seen.share,
+        loss=last,
+        tokens_per_s=seen.tokens_per_s,
+        eta_s=seen.eta_s,
+    )
+
+
 def main() -> None:
-    from monitoring.terminal.watch import watch
+    from monitoring.terminal.app import Options, watch
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -204,9 +238,8 @@ def main() -> None:
     folder = generate(given.folder, shape)
     if given.watch:
         threading.Thread(target=_go_on, args=(folder, shape, given.pause), daemon=True).start()
-        reader, ends = Reader(folder), time.time() + 900
-        job = JobState("17", "RUNNING", nodes="n2gpu[1201,1205]", ends=ends, emulated=True)
-        watch(lambda: reader.read(job), until_done=True)
+        job = JobState("17", "RUNNING", nodes="n2gpu[1201,1205]", ends=time.time() + 900, emulated=True)
+        watch(Folders([folder], job), folder, Options(until_done=True))
 
 
 if __name__ == "__main__":
