@@ -32,24 +32,21 @@ def columns(x: np.ndarray, values: np.ndarray, count: int, low: float, high: flo
     each column; NaN where there is none.
 
     Args:
-        x: (S,) ascending.
+        x: (S,) finite.
         values: (R, S); NaN missing.
     """
     found = np.full((values.shape[0], count), np.nan)
-    seen = (x >= low) & (x <= high)
+    seen = np.flatnonzero((x >= low) & (x <= high))
+    seen = seen[np.argsort(x[seen], kind="stable")]  # where an attempt cannot be read, its steps may come twice
     x, values = x[seen], values[:, seen]
     if not len(x):
         return found
     place = ((x - low) * (count / (high - low))).astype(int).clip(0, count - 1) if high > low else np.zeros(len(x), int)
     starts = np.flatnonzero(np.diff(place, prepend=-1))
     found[:, place[starts]] = np.fmax.reduceat(values, starts, axis=1)
-    # Fewer steps than columns: a step reaches as far as the next, but not over steps that nobody recorded.
+    # Fewer steps than columns: a step reaches as far as the next.
     filled = place[starts]
-    widths = np.diff(filled, append=count)
-    most = int(np.ceil(1.5 * np.median(widths[:-1]))) if len(widths) > 1 else count
-    for column, width in zip(filled.tolist(), widths.tolist(), strict=True):
-        found[:, column : column + min(width, most)] = found[:, column : column + 1]
-    return found
+    return found[:, np.repeat(filled, np.diff([0, *filled[1:], count]))]
 
 
 def heat(values: np.ndarray, scale: Scale, *, unicode: bool = True) -> list[Text]:

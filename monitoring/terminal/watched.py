@@ -50,7 +50,7 @@ class Watched:
             gone = "the run's folder is gone" if self.snapshot else "there is no such run (any more)"
             self.trouble = f"{gone}: {clean(str(self.folder))}"
         except OSError as error:
-            self.trouble = f"{clean(str(error.filename or self.folder))}: {error.strerror or error}"
+            self.trouble = f"{error.strerror or error}: {clean(str(error.filename or self.folder))}"
         self._read = time.monotonic()
 
     @property

@@ -208,6 +208,9 @@ def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(run: Path, people: list
         person.look()
     assert _state(person.process.pid) == "T"
     person.process.send_signal(signal.SIGCONT)
+    while time.monotonic() < ends and person.sent.count(b"\x1b[?1049h") < 2:
+        person.look()
+    person.look(0.3)  # keys typed before it has the terminal again are the shell's
     person.press("\r")
     assert person.sees("step 290 of 500")
     person.press("q")

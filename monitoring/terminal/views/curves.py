@@ -221,14 +221,12 @@ class Curves(View):
         ends: list[float] = []
         for look in looks:
             for name in self._chosen:
-                for found in [
-                    look.watched.curves.view(name, self._axis, most=64),
-                    *(ghost.curve for ghost in look.watched.curves.ghosts(name, self._axis, most=64)),
-                ]:
-                    if len(found):
-                        ends += [float(found.x[0])]
-                last = look.watched.curves.view(name, self._axis, low=math.inf, most=1)
-                ends += [float(last.x[-1])] if len(last) else []
+                curves = look.watched.curves
+                for side in (-math.inf, math.inf):  # the point that is next to it
+                    low, high = min(side, math.inf), max(side, -math.inf)
+                    found = [curves.view(name, self._axis, low, high, 1)]
+                    found += [ghost.curve for ghost in curves.ghosts(name, self._axis, low, high, 1)]
+                    ends += [float(each.x[0]) for each in found if len(each)]
         self._extent = (min(ends, default=0.0), max(ends, default=1.0))
 
     def _list(self, names: Sequence[str], height: int, unicode: bool) -> list[Text]:

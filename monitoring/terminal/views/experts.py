@@ -14,13 +14,13 @@ from monitoring.terminal.plot import Line, plot, window
 from monitoring.terminal.screen import DIM, rule
 from monitoring.terminal.view import Key, Opens, RunView, empty
 from monitoring.terminal.watched import Watched
-from monitoring.terminal.words import count
+from monitoring.terminal.words import count, plural
 
 LABEL, TAIL = 8, 8
 SCALE = Scale(
     (0.0, 0.5, 0.8, 1.25, 2.0), "×·░▒▓█", "x.:+%#", ("bold red", "blue", "cyan", "green", "yellow", "bold bright_red")
 )
-LABELS = ("nothing", "below 0.5", "below 0.8", "fair", "over 1.25", "over 2")
+LABELS = ("nothing", "<0.5", "<0.8", "fair", ">1.25", ">2")
 PLOT = 4  # rows of a curve below the map, its title included
 
 
@@ -65,7 +65,7 @@ class Experts(RunView):
         order = list(range(len(share)))
         if self._by_load:
             order.sort(key=lambda expert: -last[expert])
-        rows = [self._title(loads, last), Text(" share") + SCALE.legend(LABELS, unicode=unicode)]
+        rows = [self._title(loads, last), Text(" of the fair share") + SCALE.legend(LABELS, unicode=unicode)]
         extras = [(name, values[begin:]) for name, values in (("entropy", loads.entropy), ("dropped", loads.dropped))]
         extras = [(name, values) for name, values in extras if np.isfinite(values).any() and np.nanmax(values) > 0]
         below = len(extras) * PLOT if height >= 12 + len(extras) * PLOT else 0
@@ -92,13 +92,15 @@ class Experts(RunView):
     def _title(self, loads: ExpertLoads, last: np.ndarray) -> Text:
         place = self._layers.index(self._layer) + 1 if self._layer in self._layers else 0
         row = Text.assemble((f" layer {self._layer}", "bold"), (f" ({place} of {len(self._layers)})", DIM))
-        row.append(f" at step {int(loads.steps[-1]):,}: max {last.max():.2f}, min {last.min():.2f} of the fair share")
-        if len(loads.entropy) and math.isfinite(loads.entropy[-1]):
-            row.append(f" · entropy {loads.entropy[-1]:.2f} of {math.log(len(last)):.2f}")
-        if len(loads.dropped) and math.isfinite(loads.dropped[-1]):
-            row.append(f" · {count(loads.dropped[-1])} dropped", "yellow" if loads.dropped[-1] else "")
+        row.append(f" at step {int(loads.steps[-1]):,}: ")
         if dead := int((last <= 0).sum()):
-            row.append(f" · {dead} get nothing", "bold red")
+            row.append(f"{plural(dead, 'expert')} without a token", "bold red")
+            row.append(" · ")
+        row.append(f"max {last.max():.2f}, min {last.min():.2f}")
+        if math.isfinite(loads.entropy[-1]):
+            row.append(f" · entropy {loads.entropy[-1]:.2f} of {math.log(len(last)):.2f}")
+        if math.isfinite(loads.dropped[-1]):
+            row.append(f" · {count(loads.dropped[-1])} dropped", "yellow" if loads.dropped[-1] else "")
         return row
 
     def _curve(self, name: str, steps: np.ndarray, values: np.ndarray, width: int, unicode: bool) -> list[Text]:

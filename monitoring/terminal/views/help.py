@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from rich.text import Text
 
-from monitoring.terminal.screen import DIM
 from monitoring.terminal.scroll import Scroll
 from monitoring.terminal.view import Opens, View
 
@@ -26,14 +27,14 @@ class Help(View):
         self._scroll = Scroll()
 
     def draw(self, width: int, height: int, *, unicode: bool = True) -> list[Text]:
-        rows = [Text(" Keys", "bold"), *(_row(*each) for each in (*EVERYWHERE, *(TABS if self._tabs else ())))]
+        rows = [Text(" Keys", "bold")]
+        for each in (*EVERYWHERE, *(TABS if self._tabs else ())):
+            rows += _rows(*each, width)
         rows += [Text(), Text(f" {self._view.title}", "bold")]
-        said = [key for key in self._view.keys if key.more or key.shown]
-        rows += [_row(key.label, key.more or key.does.capitalize() + ".") for key in said]
-        rows += [
-            Text(),
-            Text(" The mouse: tabs, keys at the foot, rows and headings can be clicked; the wheel moves.", DIM),
-        ]
+        for key in self._view.keys:
+            if key.more or key.shown:
+                rows += _rows(key.label, key.more or key.does.capitalize() + ".", width)
+        rows += [Text(), *_rows("mouse", "Tabs, keys at the foot, rows and headings can be clicked; the wheel moves.", width)]
         return self._scroll.part(rows, height)
 
     def press(self, key: str) -> Opens | None:
@@ -44,5 +45,6 @@ class Help(View):
         self._scroll.by(3 * by)
 
 
-def _row(key: str, text: str) -> Text:
-    return Text.assemble((f"   {key:<10}", "bold cyan"), text)
+def _rows(key: str, text: str, width: int) -> list[Text]:
+    first, *more = textwrap.wrap(text, max(10, width - 13)) or [""]
+    return [Text.assemble((f"   {key:<10}", "bold cyan"), first), *(Text(" " * 13 + part) for part in more)]

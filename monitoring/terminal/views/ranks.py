@@ -16,7 +16,7 @@ from monitoring.terminal.watched import Watched
 from monitoring.terminal.words import figure
 from monitoring.text import clean
 
-RECENT = 50  # recorded steps by which ranks are judged
+RECENT = 20  # recorded steps by which ranks are judged
 SLOW = 1.1  # times the median from which on a rank is called slow
 LABEL, TAIL = 24, 16  # columns left and right of the map
 SCALE = Scale((0.95, 1.05, 1.2, 1.5), "·░▒▓█", ".:+%#", ("blue", "green", "yellow", "bright_red", "bold red"))
