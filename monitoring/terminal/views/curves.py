@@ -222,10 +222,9 @@ class Curves(View):
         for look in looks:
             for name in self._chosen:
                 curves = look.watched.curves
-                for side in (-math.inf, math.inf):  # the point that is next to it
-                    low, high = min(side, math.inf), max(side, -math.inf)
-                    found = [curves.view(name, self._axis, low, high, 1)]
-                    found += [ghost.curve for ghost in curves.ghosts(name, self._axis, low, high, 1)]
+                for side in (-math.inf, math.inf):  # of which the point next to it is seen
+                    found = [curves.view(name, self._axis, side, side, 1)]
+                    found += [ghost.curve for ghost in curves.ghosts(name, self._axis, side, side, 1)]
                     ends += [float(each.x[0]) for each in found if len(each)]
         self._extent = (min(ends, default=0.0), max(ends, default=1.0))
 
