@@ -14,6 +14,7 @@ import json
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +138,9 @@ class Attempt:
         self._take_steps(steps)
 
     def _take_steps(self, records: list[dict[str, Any]]) -> None:
+        if self._ascend(records):
+            self.unread += self.stretches[-1].extend(records)
+            return
         stretch, begin = self.stretches[-1], 0
         before = stretch.steps[-1] if stretch.steps else _INT64.start
         for place, record in enumerate(records):
@@ -148,6 +152,16 @@ class Attempt:
                     begin = place
                 before = step
         self.unread += self.stretches[-1].extend(records[begin:])
+
+    def _ascend(self, records: list[dict[str, Any]]) -> bool:
+        """Whether all are good and none goes back, which is quickly seen of thousands."""
+        try:
+            numbers = list(map(itemgetter("step", "tokens"), records))
+            steps = np.array(numbers, np.int64)[:, 0]
+        except (KeyError, OverflowError, ValueError, TypeError, IndexError):
+            return False
+        known = self.stretches[-1].steps
+        return bool((np.diff(steps) >= 0).all()) and not (known and steps[0] < known[-1])
 
     def _take_event(self, record: dict[str, Any]) -> None:
         self.events.append(record)
@@ -162,7 +176,7 @@ class Attempt:
             return
         step, layer, first = (record.get(name) for name in ("step", "layer", "first"))
         load: Any = record.get("load")
-        good = isinstance(load, list) and load and all(type(count) is int and count >= 0 for count in load)
+        good = isinstance(load, list) and load and set(map(type, load)) == {int} and min(load) >= 0
         if not (good and type(step) is int and type(layer) is int and type(first) is int):
             self.unread += 1
             return
