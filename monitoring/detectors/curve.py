@@ -12,6 +12,7 @@ from monitoring.findings import Finding, Severity
 from monitoring.history import Series
 
 WINDOW = 200  # steps that say what is usual
+HIGHER = 1.5  # times as far up as the highest of the usual steps: some losses have long tails
 NEWS = 500  # steps for which a spike is told
 SPIKE = 8.0  # robust standard deviations above the usual
 WARM = 100  # first steps, of which nothing is expected
@@ -56,7 +57,7 @@ def spike(evidence: Evidence) -> Iterator[Finding]:
             continue
         before = loss.values[row - WINDOW : row]
         middle, scale = _usual(before)
-        if value > before.max() and value > middle + SPIKE * scale:
+        if value - middle > max(SPIKE * scale, HIGHER * (before.max() - middle)):
             yield Finding(
                 "loss_spike",
                 Severity.warning,

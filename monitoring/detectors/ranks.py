@@ -55,8 +55,7 @@ def _promised(evidence: Evidence, usual: float, *, stepped: bool) -> tuple[str, 
         return "a checkpoint that is being written", SAVING + SLACK
     if behind and last == "evaluation_begin":
         known = evidence.curve("evaluation_s").values
-        longest = float(np.max(known)) if len(known) else SAVING
-        return "an evaluation", max(patience, 3 * longest + SLACK)
+        return "an evaluation", max(patience, (3 * float(np.max(known)) if len(known) else SAVING) + SLACK)
     return "the training", patience
 
 
