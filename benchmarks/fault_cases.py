@@ -237,9 +237,11 @@ def _controller_away_while_watching(scene: Scene) -> None:
 def _controller_away_while_submitting(scene: Scene) -> None:
     scene.at_step(10)
     name = f"away-{os.getpid()}"
-    known = scene.emulation.state.daemons[state.SLURMCTLD]
-    os.kill(known.pid, signal.SIGKILL)
+    # Ended, not killed: one that is killed forgets the jobs of its last seconds, and gives their numbers away again.
+    controller = psutil.Process(scene.emulation.state.daemons[state.SLURMCTLD].pid)
+    controller.terminate()
     try:
+        psutil.wait_procs([controller], timeout=30)
         words = ["submit", "cluster=noctua2", "job=hello", "job.nodes=1", f"name={name}"]
         command = [sys.executable, "-m", "hpc", *words]
         done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
