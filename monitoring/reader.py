@@ -12,7 +12,7 @@ from typing import Any
 from monitoring import layout
 from monitoring.detectors import detect
 from monitoring.evidence import Gathering
-from monitoring.findings import Finding
+from monitoring.findings import Finding, silenced
 from monitoring.history import History, attempt_row, read_json
 from monitoring.outlook import Outlook, outlook
 from monitoring.snapshot import ENDED, Attempt, ExpertLoad, JobState, Snapshot
@@ -97,7 +97,8 @@ class Reader:
         if not 0 <= snapshot.now - self._judged < JUDGE_EVERY:
             evidence = self._gathering.gather(snapshot, self._history, self._configuration())
             self._findings, self._judged = tuple(detect(evidence)), snapshot.now
-        return self._findings
+        known = read_json(self.run / layout.SILENCED) or {}
+        return tuple(silenced(self._findings, known, snapshot.now))
 
     def _look(self, job: JobState | None, over: bool, target: int | None, now: float) -> Outlook:
         """The outlook, which takes the whole history and is therefore made anew only now and then."""
