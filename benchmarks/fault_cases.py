@@ -55,7 +55,8 @@ class Scene:
 
     def pid(self, rank: int) -> int:
         found = header(ledger.folder(self.run, ledger.history(self.run)[-1].number), rank)
-        assert found is not None
+        if found is None:
+            raise ProcessLookupError(f"rank {rank} has not said who it is")
         return int(found["pid"])
 
     def kill_rank(self, rank: int, number: int = signal.SIGKILL) -> None:
