@@ -239,9 +239,8 @@ class Bench:
                 hit = _brought(name, scene, dice, hit)
                 progress(f"soak {number + 1}: {name} at step {_newest(run)}")
                 survived = number
-            _goes_on(scene, hit)
-            survived = count
             _wait(run, 900)
+            survived = count
             losses = _losses(run)
             if losses != self.undisturbed:
                 progress(f"soak: {sum(losses.get(s) != l for s, l in self.undisturbed.items())} losses differ")
@@ -274,7 +273,7 @@ def _node_blinks(scene: Scene) -> None:
     scene.emulation.start_node(node)
 
 
-_SOAKING: dict[str, Callable[[Scene], None]] = {
+_SOAKING: dict[str, Callable[[Scene], object]] = {
     "SIGKILL of rank 0": lambda scene: scene.kill_rank(0),
     "SIGKILL of rank 1": lambda scene: scene.kill_rank(1),
     "SIGSEGV of rank 0": lambda scene: scene.kill_rank(0, signal.SIGSEGV),
