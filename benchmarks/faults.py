@@ -261,8 +261,8 @@ def _brought(name: str, scene: Scene, dice: random.Random, hit: int) -> int:
         number = ledger.history(scene.run)[-1].number
         try:
             _SOAKING[name](scene)
-        except ProcessLookupError:  # that attempt ended just now, by itself: nothing was hit
-            continue
+        except (ProcessLookupError, slurm.SlurmError):
+            continue  # nothing was hit: that attempt ended just now, or a controller that was killed has yet to find it
         return hit if name in _SURVIVED_BY_ATTEMPTS else number
 
 

@@ -35,7 +35,7 @@ class Reader:
         self.run = Path(run)
         if not (self.run / layout.CONFIG).is_file():
             raise FileNotFoundError(f"{run} is no run folder: it has no {layout.CONFIG}")
-        self._history = History(self.run)
+        self.history = History(self.run)
         self._logs: dict[Path, TextTail] = {}
         self._config: dict[str, Any] | None = None
         self._outlook: tuple[tuple[Any, ...], float, Outlook] = ((), -math.inf, Outlook())
@@ -50,7 +50,7 @@ class Reader:
             job: what Slurm says of the run's job.
             now: unix seconds; None: this moment.
         """
-        history = self._history
+        history = self.history
         history.refresh()
         config = self._configuration()
         state = read_json(self.run / layout.STATE) or {}
@@ -95,14 +95,14 @@ class Reader:
     def _judge(self, snapshot: Snapshot) -> tuple[Finding, ...]:
         """The findings, which take every curve and every rank's newest words: made anew only now and then."""
         if not 0 <= snapshot.now - self._judged < JUDGE_EVERY:
-            evidence = self._gathering.gather(snapshot, self._history, self._configuration())
+            evidence = self._gathering.gather(snapshot, self.history, self._configuration())
             self._findings, self._judged = tuple(detect(evidence)), snapshot.now
         known = read_json(self.run / layout.SILENCED) or {}
         return tuple(silenced(self._findings, known, snapshot.now))
 
     def _look(self, job: JobState | None, over: bool, target: int | None, now: float) -> Outlook:
         """The outlook, which takes the whole history and is therefore made anew only now and then."""
-        history = self._history
+        history = self.history
         key = (len(history.attempts), over, [attempt.info.get("action") for attempt in history.attempts])
         known, made, found = self._outlook
         if known == key and (over or now - made < OUTLOOK_EVERY):
@@ -139,8 +139,8 @@ class Reader:
     def _log(self) -> tuple[str, tuple[str, ...]]:
         """(name, last lines) of the newest attempt's rank 0, or of the job where that printed nothing yet."""
         paths = [self.run / layout.JOB_LOG]
-        if self._history.attempts:
-            paths.insert(0, layout.rank_log(self._history.attempts[-1].folder, 0))
+        if self.history.attempts:
+            paths.insert(0, layout.rank_log(self.history.attempts[-1].folder, 0))
         self._logs = {path: self._logs.get(path) or TextTail(path) for path in paths}
         for path, tail in self._logs.items():
             if lines := tail.read():
