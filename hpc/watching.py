@@ -22,8 +22,9 @@ from hpc.listing import ENDED, Row
 from hpc.queue import Task
 from hpc.runs import Run
 from hpc.sweep import Sweep
+from monitoring.reader import Reader
 from monitoring.recorder import metric
-from monitoring.snapshot import JobState, Reader
+from monitoring.snapshot import JobState
 from monitoring.tail import recent_steps
 from monitoring.terminal.plain import SILENT
 from monitoring.terminal.source import Entry

@@ -13,7 +13,8 @@ from monitoring.curves import Curves
 from monitoring.experts import Experts
 from monitoring.history import History
 from monitoring.ranks import Ranks
-from monitoring.snapshot import JobState, Reader, Snapshot
+from monitoring.reader import Reader
+from monitoring.snapshot import JobState, Snapshot
 from monitoring.text import clean
 
 FRESH = 0.3  # seconds for which nothing is read again, however many views ask

@@ -34,7 +34,10 @@ class Help(View):
         for key in self._view.keys:
             if key.more or key.shown:
                 rows += _rows(key.label, key.more or key.does.capitalize() + ".", width)
-        rows += [Text(), *_rows("mouse", "Tabs, keys at the foot, rows and headings can be clicked; the wheel moves.", width)]
+        rows += [
+            Text(),
+            *_rows("mouse", "Tabs, keys at the foot, rows and headings can be clicked; the wheel moves.", width),
+        ]
         return self._scroll.part(rows, height)
 
     def press(self, key: str) -> Opens | None:

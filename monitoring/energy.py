@@ -1,0 +1,42 @@
+"""Energy of a run's GPUs, from what their ranks recorded. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+LONGEST = 120.0  # seconds between two samples beyond which nothing is said of the time between
+
+
+def kwh(samples: Iterable[Sequence[Mapping[str, Any]]]) -> float | None:
+    """Kilowatt-hours of all ranks together; None where none told of any power.
+
+    By the driver's counter where two samples of a rank have it and it grew; else by power times time.
+
+    Args:
+        samples: of each rank its device records, in order.
+    """
+    joules, known = 0.0, False
+    for rank in samples:
+        for one, two in pairwise(rank):
+            seconds = two["t"] - one["t"]
+            if not 0 < seconds <= LONGEST:
+                continue
+            counted = _number(two, "energy_j") - _number(one, "energy_j")
+            power = (_number(one, "power_w") + _number(two, "power_w")) / 2
+            if counted > 0:
+                joules, known = joules + counted, True
+            elif power == power:
+                joules, known = joules + power * seconds, True
+    return joules / 3.6e6 if known else None
+
+
+def co2_kg(kilowatt_hours: float, grams_per_kwh: float) -> float:
+    """Kilograms of CO2 for what the grid gives off for each kilowatt-hour."""
+    return kilowatt_hours * grams_per_kwh / 1e3
+
+
+def _number(record: Mapping[str, Any], name: str) -> float:
+    value = record.get(name)
+    return float(value) if isinstance(value, int | float) else float("nan")
