@@ -335,11 +335,9 @@ class Watch(App[None]):
             return
         place = self.place
         snapshot = place.watched.snapshot if place.watched is not None else None
-        titles = [
-            f"{view.title} {len(snapshot.findings)}" if snapshot and snapshot.findings and isinstance(view, Findings)
-            else view.title
-            for view in place.views
-        ]  # fmt: skip
+        loud = [f for f in snapshot.findings if not f.silenced] if snapshot else []
+        counts = {Findings: f" {len(loud)}"} if loud else {}
+        titles = [view.title + counts.get(type(view), "") for view in place.views]
         self.query_one(Tabs).draw(titles, place.current)
         self._foot()
 

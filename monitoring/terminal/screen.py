@@ -13,6 +13,7 @@ import numpy as np
 from rich.cells import cell_len
 from rich.text import Text
 
+from monitoring.findings import Severity, ordered
 from monitoring.snapshot import Attempt, ExpertLoad, Snapshot
 from monitoring.terminal import canvas
 from monitoring.terminal.plain import SILENT
@@ -37,11 +38,17 @@ STATE_STYLES = {
     "timeout": "white on red",
 }
 
+SEVERITY_STYLES = {
+    Severity.critical: "bold white on red",
+    Severity.warning: "black on yellow",
+    Severity.info: "black on cyan",
+}
+
 
 def screen(snapshot: Snapshot, width: int, height: int, *, unicode: bool = True) -> list[Text]:
     """The rows of the whole screen, at most ``height`` of at most ``width`` cells."""
     width, height = max(20, width), max(4, height)
-    rows = [*header(snapshot, width), *progress(snapshot, width)]
+    rows = [*header(snapshot, width), *progress(snapshot, width), *findings(snapshot, width, height // 16)]
     room = height - len(rows)
     side = SIDE if width >= WIDE and room >= 12 else 0
     main = width - side - (2 if side else 0)
@@ -81,6 +88,19 @@ def header(snapshot: Snapshot, width: int) -> list[Text]:
         return [*rows, row]
     folded = [Text(f" {part}", style) for part in textwrap.wrap(reason, width - 2)[:3]]
     return [*rows, Text(" ") + DOT.join(words), *folded]
+
+
+def findings(snapshot: Snapshot, width: int, most: int) -> list[Text]:
+    """The worst of what was found, a row each."""
+    found = [finding for finding in ordered(snapshot.findings) if not finding.silenced]
+    rows = []
+    for finding in found[:most]:
+        more = f" · {len(found) - most} more" if len(found) > most and finding is found[most - 1] else ""
+        where = f" · {clean(finding.node)}" if finding.node else ""
+        style = SEVERITY_STYLES[finding.severity]
+        left = Text.assemble(" ", (f" {finding.severity.value} ", style), f" {clean(finding.title)}{where}")
+        rows.append(_between(left, Text(more, DIM), width))
+    return rows
 
 
 def shown_state(snapshot: Snapshot) -> str:

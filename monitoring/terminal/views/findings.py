@@ -6,16 +6,14 @@ import textwrap
 
 from rich.text import Text
 
-from monitoring.findings import Finding, Severity, ordered
+from monitoring.findings import Finding, ordered
 from monitoring.snapshot import Snapshot
-from monitoring.terminal.screen import DIM
+from monitoring.terminal.screen import DIM, SEVERITY_STYLES
 from monitoring.terminal.scroll import Scroll
 from monitoring.terminal.view import Key, Opens, RunView, empty
 from monitoring.terminal.watched import Watched
 from monitoring.terminal.words import clock, duration
 from monitoring.text import clean
-
-STYLES = {Severity.critical: "bold white on red", Severity.warning: "black on yellow", Severity.info: "black on cyan"}
 
 
 class Findings(RunView):
@@ -35,7 +33,7 @@ class Findings(RunView):
             return empty("nothing found: the records show no trouble", height)
         rows: list[Text] = []
         for finding in found:
-            rows += _finding(finding, snapshot.now, width)
+            rows += _finding(finding, snapshot, width)
         return self._scroll.part(rows, height)
 
     def press(self, key: str) -> Opens | None:
@@ -46,11 +44,13 @@ class Findings(RunView):
         self._scroll.by(3 * by)
 
 
-def _finding(finding: Finding, now: float, width: int) -> list[Text]:
+def _finding(finding: Finding, snapshot: Snapshot, width: int) -> list[Text]:
     """What it is, since when and where; the figures that show it; what to type."""
+    now = snapshot.now
     row = Text(" ")
-    row.append(f" {finding.severity.value} ", STYLES[finding.severity])
-    row.append(f" {clean(finding.title)}", "bold")
+    row.append(f" {finding.severity.value} ", DIM if finding.silenced else SEVERITY_STYLES[finding.severity])
+    row.append(f" {clean(finding.title)}", "" if finding.silenced else "bold")
+    row.append(" (silenced)" if finding.silenced else "", DIM)
     who = [clean(finding.node)] if finding.node else []
     who += [f"rank {finding.rank}"] if finding.rank is not None else []
     since = f"since {clock(finding.since, now)}, {duration(now - finding.since)} ago"
@@ -58,4 +58,7 @@ def _finding(finding: Finding, now: float, width: int) -> list[Text]:
     rows += [Text(f"   {line}") for line in textwrap.wrap(clean(finding.evidence), max(20, width - 4))]
     if finding.do:
         rows += [Text(f"   type: {line}", "cyan") for line in map(clean, finding.do.splitlines())]
+    if not finding.silenced:
+        quiet = f"hpc findings {snapshot.id} --silence {finding.key}"
+        rows.append(Text(f"   to hear no more of it: {clean(quiet)}", DIM))
     return [*rows, Text()]

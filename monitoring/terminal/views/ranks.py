@@ -59,7 +59,7 @@ class Ranks(RunView):
         order = list(range(len(times.ranks)))
         if self._slowest_first:
             order.sort(key=lambda row: -np.nan_to_num(recent[row]))
-        rows = [_verdict(times, recent), Text(" of the median") + SCALE.legend(LABELS, unicode=unicode)]
+        rows = [_named(snapshot) or _verdict(times, recent), Text(" of the median") + SCALE.legend(LABELS, unicode=unicode)]
         room = height - len(rows) - 2
         self._page = max(1, room)
         self._first = max(0, min(self._first, len(order) - room))
@@ -124,6 +124,15 @@ def _ratio(step_s: np.ndarray, *, of_run: bool) -> np.ndarray:
         warnings.simplefilter("ignore", RuntimeWarning)  # a step that no rank recorded
         middle = np.nanmedian(step_s) if of_run else np.nanmedian(step_s, axis=0)
     return step_s / middle
+
+
+def _named(snapshot: Snapshot) -> Text | None:
+    """Who is slow or gone by what a rank does alone: its steps take as long as everybody's, who wait for it."""
+    found = [f for f in snapshot.findings if f.kind in ("dead_rank", "straggler") and not f.silenced]
+    if not found:
+        return None
+    where = f" on {clean(found[0].node)}" if found[0].node else ""
+    return Text.assemble(" ", (clean(found[0].title) + where, "bold red"), (f" · {clean(found[0].evidence)}", DIM))
 
 
 def _verdict(times: RankTimes, recent: np.ndarray) -> Text:
