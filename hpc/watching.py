@@ -56,6 +56,7 @@ class Fleet:
         self._judged: dict[Path, tuple[float, float | None]] = {}  # monotonic time, goodput
         self._stop = threading.Event()
         self._started = False
+        self._lost = ""
         self._wanted: list[Run] = []
 
     # -- what the desk asks ------------------------------------------------------------------------------------------
@@ -64,8 +65,13 @@ class Fleet:
         """A row for each run."""
         now = time.monotonic()
         if not self._listed or now - self._listed >= LIST_EVERY:
-            self._runs, self._listed = self._find(), now
-            self._tasks = [task for folder in self._sweeps for task in _not_begun(Sweep(folder))]
+            self._listed = now
+            try:
+                self._runs = self._find()
+                self._tasks = [task for folder in self._sweeps for task in _not_begun(Sweep(folder))]
+                self._lost = ""
+            except Refused as error:  # a sweep was removed; what was read of its runs stays
+                self._lost = str(error)
         found = [self._entry(run) for run in self._runs]
         found += [self._waiting(entry) for entry, _ in self._tasks]
         self._wanted = [run for run, entry in zip(self._runs, found, strict=False) if entry.state not in ENDED]
@@ -81,7 +87,9 @@ class Fleet:
 
     @property
     def trouble(self) -> str:
-        """That Slurm is silent, if it is."""
+        """That Slurm is silent, or a sweep is gone."""
+        if self._lost:
+            return self._lost
         seen = [job.seen for job in list(self._jobs.values()) if job.seen is not None]
         if seen and time.time() - max(seen) > SILENT and self._wanted:
             return f"Slurm has not answered for {duration(time.time() - max(seen))}; states are of then"
