@@ -52,7 +52,7 @@ class Reader:
         """
         history = self.history
         history.refresh()
-        config = self._configuration()
+        config = self.config
         state = read_json(self.run / layout.STATE) or {}
         summary = read_json(self.run / layout.FINISHED)
         target, target_steps = _target(config, history)
@@ -100,7 +100,7 @@ class Reader:
     def _judge(self, snapshot: Snapshot) -> tuple[Finding, ...]:
         """The findings, which take every curve and every rank's newest words: made anew only now and then."""
         if not 0 <= snapshot.now - self._judged < JUDGE_EVERY:
-            evidence = self._gathering.gather(snapshot, self.history, self._configuration())
+            evidence = self._gathering.gather(snapshot, self.history, self.config)
             self._findings, self._judged = tuple(detect(evidence)), snapshot.now
         known = read_json(self.run / layout.SILENCED) or {}
         return tuple(silenced(self._findings, known, snapshot.now))
@@ -114,7 +114,7 @@ class Reader:
             return found
         manifest = read_json(self.run / layout.MANIFEST) or {}
         asked = [manifest.get("submitted"), *(each.get("time") for each in manifest.get("resumed") or [])]
-        hold = (self._configuration().get("cluster") or {}).get("requeue_hold")
+        hold = (self.config.get("cluster") or {}).get("requeue_hold")
         spans = account(
             history,
             [float(t) for t in asked if isinstance(t, int | float)],
@@ -128,7 +128,8 @@ class Reader:
         self._outlook = (key, now, found)
         return found
 
-    def _configuration(self) -> dict[str, Any]:
+    @property
+    def config(self) -> dict[str, Any]:
         """The resolved configuration; it never changes once it could be read."""
         if self._config is None:
             import yaml

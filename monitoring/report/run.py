@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from monitoring import layout
+from monitoring import energy, layout
 from monitoring.curves import Curves
 from monitoring.experts import Experts
 from monitoring.goodput import Bucket, Span
@@ -61,7 +61,7 @@ def report(run: Path, job: JobState | None = None, now: float | None = None) -> 
     curves = Curves(reader.history)
     title = f"{clean(snapshot.name)}/{clean(snapshot.id)}"
     body = [
-        _head(snapshot, title),
+        _head(snapshot, title, (reader.config.get("cluster") or {}).get("co2_g_per_kwh")),
         section("Curves", *_curves(curves)),
         section("Where the time went", _time(snapshot), _attempts(snapshot)),
         section("Findings", _findings(snapshot)),
@@ -72,7 +72,7 @@ def report(run: Path, job: JobState | None = None, now: float | None = None) -> 
     return page(title, body)
 
 
-def _head(snapshot: Snapshot, title: str) -> str:
+def _head(snapshot: Snapshot, title: str, co2_g_per_kwh: float | None) -> str:
     spans = snapshot.outlook.spans
     loss = snapshot.loss.values
     state = snapshot.state + (f": {snapshot.reason}" if snapshot.reason else "")
@@ -88,9 +88,18 @@ def _head(snapshot: Snapshot, title: str) -> str:
         ("attempts", str(len(snapshot.attempts))),
         ("goodput", goodput(snapshot)),
         ("finish", finish(snapshot)),
+        ("energy", _energy(snapshot.folder, co2_g_per_kwh)),
     ]
     made = f'<p class="dim">As of {_moment(snapshot.now)}.</p>'
     return f"<header><h1>{escape(title)}</h1>{facts(rows)}{made}</header>"
+
+
+def _energy(run: Path, co2_g_per_kwh: float | None) -> str:
+    used = energy.of_run(run)
+    if used is None:
+        return ""
+    co2 = f", {figure(energy.co2_kg(used, co2_g_per_kwh))} kg CO2" if co2_g_per_kwh is not None else ""
+    return f"{figure(used)} kWh of its GPUs{co2}"
 
 
 def _curves(curves: Curves) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from monitoring import layout
 from monitoring.devices import Gpu, Sampler
-from monitoring.energy import co2_kg, kwh
+from monitoring.energy import co2_kg, kwh, of_run
 from monitoring.recorder import Recorder
 from monitoring.tail import RecordTail
 
@@ -103,6 +104,19 @@ def test_energy_is_power_times_time_of_all_ranks() -> None:
     assert kwh([samples(300, 361), samples(100, 361)]) == pytest.approx(0.4)
     assert kwh([[{"t": 1.0, "cpu_cores": 2.0}]]) is None
     assert co2_kg(100.0, 380.0) == pytest.approx(38.0)
+
+
+def test_energy_of_a_run_is_that_of_all_its_attempts(tmp_path: Path) -> None:
+    for attempt in (0, 1):
+        folder = layout.attempt_folder(tmp_path, attempt)
+        folder.mkdir(parents=True)
+        lines = [
+            json.dumps({"seq": n, "kind": "device", **each}, separators=(",", ":"))
+            for n, each in enumerate(samples(360, 11))
+        ]
+        layout.rank_records(folder, 0).write_text("\n".join([*lines, '{"seq":99,"kind":"device","t":5']))
+    assert of_run(tmp_path) == pytest.approx(0.02)
+    assert of_run(tmp_path / "none") is None
 
 
 def test_the_drivers_own_counter_wins_and_gaps_are_left_out() -> None:
