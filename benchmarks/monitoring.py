@@ -92,10 +92,8 @@ def _figures(args: argparse.Namespace, folder: Path) -> list[Figure]:
         Figure("zoom_10m_first_ms", zoom["first_ms"], "ms", "", "the first view of such a curve"),
         Figure("vs_tensorboard_python", peers and peers.python_s / peers.ours_s, "x", ">= 100", told),
         Figure("vs_tensorboard_data_server", peers and peers.server_s / ours, "x", ">= 1", "its load, our first view"),
-        Figure(
-            "vs_python_joined", peers and peers.python_joined_s / peers.ours_s, "x", "", "all of a step in one event"
-        ),
-        Figure("vs_data_server_joined", peers and peers.server_joined_s / ours, "x", "", "all of a step in one event"),
+        Figure("vs_python_joined", peers and peers.python_joined_s / peers.ours_s, "x", "", "a step is one event"),
+        Figure("vs_data_server_joined", peers and peers.server_joined_s / ours, "x", "", "a step is one event"),
         Figure("tensorboard_data_server_s", peers and peers.server_s, "s", "", f"{args.steps} steps"),
         Figure("compact_s", compacting, "s", "", f"three attempts; {sizes[0] / sizes[1]:.1f}x smaller"),
     ]

@@ -106,7 +106,7 @@ class Attempt:
     def _take_compacted(self) -> int:
         """Take what is in Parquet, where it is true; ``monitoring/compact.py`` has written it from an ``Attempt``."""
         self._compacted = True
-        if self.tail.offset or (found := compacted.opened(self.folder, compacted.STEPS)) is None:
+        if self.tail.offset or (found := compacted.opened(self.folder, layout.STEPS_COMPACTED)) is None:
             return 0
         meta, said = found.meta, self.stretches[0].resumed_from
         try:
