@@ -55,6 +55,7 @@ class Fleet:
         self._jobs: Mapping[Path, JobState] = {}
         self._judged: dict[Path, tuple[float, float | None]] = {}  # monotonic time, goodput
         self._stop = threading.Event()
+        self._seen = 0.0  # monotonic; when the list was last asked for
         self._started = False
         self._lost = ""
         self._wanted: list[Run] = []
@@ -63,7 +64,7 @@ class Fleet:
 
     def entries(self) -> list[Entry]:
         """A row for each run."""
-        now = time.monotonic()
+        self._seen = now = time.monotonic()
         if not self._listed or now - self._listed >= LIST_EVERY:
             self._listed = now
             try:
@@ -143,8 +144,8 @@ class Fleet:
     def _judge(self) -> None:
         """The goodput of each run, of those that go on now and then again."""
         while not self._stop.wait(0.5):
-            run = self._next()
-            if run is None:
+            run = self._next() if time.monotonic() - self._seen < LIST_EVERY + 5 else None
+            if run is None:  # or the list is not looked at, and the run that is has all that there is to be read
                 continue
             began = time.monotonic()
             try:

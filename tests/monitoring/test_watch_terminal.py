@@ -1,4 +1,4 @@
-"""The watch application in a real pseudo-terminal: it starts at once, updates, and leaves the terminal as it found it."""
+"""The watch application in a real pseudo-terminal: it starts, updates, and leaves the terminal as it found it."""
 
 from __future__ import annotations
 

@@ -59,7 +59,8 @@ class Ranks(RunView):
         order = list(range(len(times.ranks)))
         if self._slowest_first:
             order.sort(key=lambda row: -np.nan_to_num(recent[row]))
-        rows = [_named(snapshot) or _verdict(times, recent), Text(" of the median") + SCALE.legend(LABELS, unicode=unicode)]
+        rows = [_named(snapshot) or _verdict(times, recent)]
+        rows.append(Text(" of the median") + SCALE.legend(LABELS, unicode=unicode))
         room = height - len(rows) - 2
         self._page = max(1, room)
         self._first = max(0, min(self._first, len(order) - room))
