@@ -92,11 +92,6 @@ class Reader:
         )
         return replace(found, findings=self._judge(found))
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """The run's configuration; empty where it cannot be read."""
-        return self._configuration()
-
     def _judge(self, snapshot: Snapshot) -> tuple[Finding, ...]:
         """The findings, which take every curve and every rank's newest words: made anew only now and then."""
         if not 0 <= snapshot.now - self._judged < JUDGE_EVERY:

@@ -88,7 +88,7 @@ def plot(
     rows = []
     for number in range(height):
         label = labels.get(number, "")
-        row = Text(label.rjust(LABEL - 1), style=DIM)
+        row = Text.assemble((label.rjust(LABEL - 1), DIM))
         row.append(("┤" if label else "│") if unicode else "|", style=DIM)
         rows.append(row + _runs(chars[number], styles[number]))
     return rows

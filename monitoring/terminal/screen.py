@@ -203,7 +203,7 @@ def loss(snapshot: Snapshot, width: int, height: int, *, unicode: bool = True) -
     labels = canvas.y_labels(drawn.low, drawn.high, plot_height)
     for number, cells in enumerate(drawn.rows):
         label = labels.get(number, "")
-        row = Text(label.rjust(LABEL - 1), style=DIM)
+        row = Text.assemble((label.rjust(LABEL - 1), DIM))  # the style of the whole row would dim the curve
         row.append("┤" if label else "│", style=DIM)
         row.append(cells, style=ACCENT)
         rows.append(row)
@@ -227,7 +227,7 @@ def experts(layers: tuple[ExpertLoad, ...], width: int, height: int) -> list[Tex
         shown = layers[: height - 2]
     for load in shown:
         shares = load.shares
-        row = Text(f"layer {load.layer}".rjust(LABEL + 1) + " ", style=DIM)
+        row = Text.assemble((f"layer {load.layer}".rjust(LABEL + 1) + " ", DIM))
         tail = f" max {shares.max():.2f}  min {shares.min():.2f} "
         row.append_text(_bars(shares, width - row.cell_len - len(tail)))
         row.append(tail, style="yellow" if shares.max() > 2 or shares.min() <= 0 else DIM)
@@ -254,7 +254,7 @@ def sidebar(snapshot: Snapshot, width: int, height: int) -> list[Text]:
 
 
 def _attempt(attempt: Attempt, width: int) -> Text:
-    row = Text(f" {attempt.number:>2} ", style=DIM)
+    row = Text.assemble((f" {attempt.number:>2} ", DIM))
     if attempt.first_step is None:
         row.append("no step".ljust(11), style=DIM)
     else:
@@ -309,7 +309,7 @@ def _bar(share: float, width: int) -> Text:
 
 def rule(title: str, width: int) -> Text:
     """A title on a line."""
-    row = Text("─ ", style=DIM)
+    row = Text.assemble(("─ ", DIM))
     row.append(title, style="bold")
     row.append(" " + "─" * max(0, width - cell_len(title) - 3), style=DIM)
     return row

@@ -194,6 +194,23 @@ def _go_on(folder: Path, shape: Shape, pause: float) -> None:
     finish(folder, shape)
 
 
+def slow(run: Path, rank: int, times: float) -> None:
+    """Let a rank of the third attempt take longer."""
+    attempt = layout.attempt_folder(run, 2)
+    path = layout.rank_records(attempt, rank)
+    head = path.read_bytes().split(b"\n")[0] + b"\n"
+    lines = [encode(n, START + n, "rank", {"step": 150 + 10 * n, "step_s": 0.85 * times}) for n in range(1, 15)]
+    path.write_bytes(head + b"".join(b"".join(each) for each in lines))
+
+
+def devices(run: Path) -> None:
+    """Add what was read of two devices in the third attempt."""
+    for rank in (0, 1):
+        with layout.rank_records(layout.attempt_folder(run, 2), rank).open("ab") as file:
+            fields = f'"gpu_util":{97.5 - rank},"gpu_memory_gib":61.25,"power_w":402.0,"temperature_c":{61 + 27 * rank}'
+            file.write(f'{{"seq":{900 + rank},"t":{START + 340},"kind":"device",{fields}}}\n'.encode())
+
+
 class Folders:
     """Runs by their folders as the watch screen takes them, with what Slurm says of each of them."""
 

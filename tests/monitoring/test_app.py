@@ -11,7 +11,7 @@ import pytest
 from monitoring import layout
 from monitoring.recorder import encode
 from monitoring.snapshot import JobState
-from tests.monitoring.generate import START, Folders, Shape, Try, generate
+from tests.monitoring.generate import START, Folders, Shape, Try, devices, generate, slow
 from tests.monitoring.screens import Seen, golden, watched
 
 JOB = JobState("17", "RUNNING", nodes="n2gpu[1201,1205]", ends=START + 900, emulated=True)
@@ -24,8 +24,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three runs: one of three attempts with a straggler and devices, one that has finished, one without a step."""
     root = tmp_path_factory.mktemp("runs")
     generate(root / "tiny_moe" / "20251122-1f2e")
-    _slow(root / "tiny_moe" / "20251122-1f2e", rank=3, times=1.4)
-    _devices(root / "tiny_moe" / "20251122-1f2e")
+    slow(root / "tiny_moe" / "20251122-1f2e", rank=3, times=1.4)
+    devices(root / "tiny_moe" / "20251122-1f2e")
     generate(
         root / "llammlein" / "20251121-77aa", Shape((Try(0, 60, "finished"),), steps=60, name="llammlein", layers=())
     )
@@ -35,23 +35,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def folders(root: Path) -> Folders:
     return Folders(sorted(root.glob("*/*")), JOB)
-
-
-def _slow(run: Path, rank: int, times: float) -> None:
-    """Let a rank of the newest attempt take longer."""
-    attempt = layout.attempt_folder(run, 2)
-    path = layout.rank_records(attempt, rank)
-    head = path.read_bytes().split(b"\n")[0] + b"\n"
-    lines = [encode(n, START + n, "rank", {"step": 150 + 10 * n, "step_s": 0.85 * times}) for n in range(1, 15)]
-    path.write_bytes(head + b"".join(b"".join(each) for each in lines))
-
-
-def _devices(run: Path) -> None:
-    """What NVML said of two devices."""
-    for rank in (0, 1):
-        with layout.rank_records(layout.attempt_folder(run, 2), rank).open("ab") as file:
-            fields = f'"gpu_util":{97.5 - rank},"gpu_memory_gib":61.25,"power_w":402.0,"temperature_c":{61 + 27 * rank}'
-            file.write(f'{{"seq":{900 + rank},"t":{START + 340},"kind":"device",{fields}}}\n'.encode())
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")

@@ -68,7 +68,7 @@ class Attempts(RunView):
         detail = _detail(chosen, snapshot.now, width) if chosen is not None else []
         room = max(2, height - len(rows) - len(detail) - 1)
         listed = _around(snapshot.attempts, chosen, room)
-        rows.append(Text(f"  {'n':>3} {'job':<10}{'began':<13}{'lasted':>9}  {'steps':<16}cause", f"bold {DIM}"))
+        rows.append(Text(f"  {'n':>3} {'job':<10}{'began':<13}{'lasted':>9}  {'steps':<16}cause", "bold"))
         self._listed = (len(rows), [attempt.number for attempt in listed])
         rows += [_row(attempt, snapshot.now, attempt is chosen, width) for attempt in listed]
         return [*rows, *detail]
@@ -146,7 +146,7 @@ def _expected(snapshot: Snapshot) -> str:
 
 
 def _row(attempt: Attempt, now: float, chosen: bool, width: int) -> Text:
-    row = Text(">" if chosen else " ", "bold")
+    row = Text(">" if chosen else " ")
     row.append(f" {attempt.number:>3} {clean(attempt.job_id or '')[:9]:<10}")
     began = "" if attempt.began is None else time.strftime("%m-%d %H:%M", time.localtime(attempt.began))
     lasted = "" if attempt.began is None else duration((attempt.ended or now) - attempt.began)

@@ -129,7 +129,7 @@ class Curves(View):
     def _legend(self, looks: list[_Look], width: int) -> list[Text]:
         """Which letter and colour is which run, or which value that they are grouped by."""
         by = f", by {clean(self._group)}" if self._group else ""
-        row = Text(f" {plural(len(self.runs), 'run')}{by}", "bold")
+        row = Text.assemble((f" {plural(len(self.runs), 'run')}{by}", "bold"))
         rows = []
         said: set[str] = set()
         for look in looks:
@@ -233,7 +233,7 @@ class Curves(View):
         self._first = first
         rows = []
         for number, name in enumerate(names[first : first + height], first):
-            row = Text(" > " if number == self._marked else "   ", "bold")
+            row = Text(" > " if number == self._marked else "   ")
             row.append("[x] " if name in self._chosen else "[ ] ", "" if name in self._chosen else DIM)
             row.append(clean(name), "bold" if number == self._marked else "")
             rows.append(row)

@@ -71,7 +71,7 @@ class Devices(RunView):
         names += sorted(
             {name for r in records for name in r if name not in (*KNOWN, *FIELDS) and metric(r[name]) is not None}
         )
-        head = Text(f" {'rank':>4} {'node':<14}{'device':<7}", f"bold {DIM}")
+        head = Text(f" {'rank':>4} {'node':<14}{'device':<7}", "bold")
         for name in names:
             head.append(f"{KNOWN.get(name, (clean(name), None))[0]:>9}")
         head.append("      age")

@@ -79,7 +79,9 @@ class Experts(RunView):
         for expert, cell in zip(shown, drawn, strict=True):
             strange = last[expert] <= 0 or last[expert] > 2
             rows.append(
-                Text(f" {expert:>5}  ", DIM) + cell + Text(f" {last[expert]:5.2f}", "bold red" if strange else DIM)
+                Text.assemble((f" {expert:>5}  ", DIM))
+                + cell
+                + Text(f" {last[expert]:5.2f}", "bold red" if strange else DIM)
             )
         axis = f"{int(low):,}" + f"{int(high):,}".rjust(cells - len(f"{int(low):,}"))
         rows.append(Text(" " * LABEL + axis, DIM))
@@ -109,7 +111,7 @@ class Experts(RunView):
         return [rule(name, width), *plot([line], seen, width, PLOT - 1, unicode=unicode)]
 
     def _foot(self, hidden: int, many: int, shown: list[int], steps: np.ndarray, share: np.ndarray, cells: int) -> Text:
-        row = Text(f" {hidden} of {many} experts not seen" if hidden else f" {many} experts", DIM)
+        row = Text.assemble((f" {hidden} of {many} experts not seen" if hidden else f" {many} experts", DIM))
         if self._pointed is not None:
             column, line = self._pointed[0] - LABEL, self._pointed[1] - self.top - 2
             if 0 <= column < cells and 0 <= line < len(shown):

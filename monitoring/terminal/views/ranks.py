@@ -75,7 +75,7 @@ class Ranks(RunView):
         more = f"{hidden} of {len(order)} ranks not seen" if hidden else f"{len(order)} ranks"
         axis = f"{int(low):,}" + f"{int(high):,}".rjust(cells - len(f"{int(low):,}"))
         rows.append(Text(" " * LABEL + axis, DIM))
-        rows.append(Text(f" {more}", DIM) + self._told(times, shown, steps, step_s, cells))
+        rows.append(Text.assemble((f" {more}", DIM)) + self._told(times, shown, steps, step_s, cells))
         return rows
 
     def _told(self, times: RankTimes, shown: list[int], steps: np.ndarray, step_s: np.ndarray, cells: int) -> Text:
@@ -151,7 +151,7 @@ def _verdict(times: RankTimes, recent: np.ndarray) -> Text:
 
 def _label(times: RankTimes, row: int) -> Text:
     node = clean(times.nodes[row])[-14:]
-    return Text(f" {times.ranks[row]:>5}  {node:<14}  ", DIM)
+    return Text.assemble((f" {times.ranks[row]:>5}  {node:<14}  ", DIM))
 
 
 def _tail(seconds: float, ratio: float) -> Text:

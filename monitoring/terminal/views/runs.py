@@ -94,7 +94,7 @@ class Runs(View):
     def draw(self, width: int, height: int, *, unicode: bool = True) -> list[Text]:
         shown = self.shown
         by = "the newest first" if self._sort == NEWEST else f"by {self._sort}"
-        title = Text(f" {clean(self.source.title)}", "bold")
+        title = Text.assemble((f" {clean(self.source.title)}", "bold"))
         title.append(f" · {len(shown)} of {len(self._entries)} runs, {by}{', reversed' if self._reverse else ''}", DIM)
         if self._words:
             title.append(f" · filter: {clean(self._words)}", "yellow")
@@ -139,7 +139,7 @@ class Runs(View):
 
     def _row(self, entry: Entry, columns: list[Column], width: int) -> Text:
         chosen = entry.folder == self._chosen
-        row = Text("*" if entry.folder in self._marked else " ", "bold cyan")
+        row = Text.assemble(("*" if entry.folder in self._marked else " ", "bold cyan"))
         row.append(">" if chosen else " ", "bold")
         for column, wide in zip(columns, self._widths(columns, width), strict=True):
             text = Text(clean(column.text(entry)))
