@@ -111,8 +111,7 @@ def _draw(dots: np.ndarray, binned: Bins, filled: np.ndarray, low: float, high: 
 
 def y_label(value: float) -> str:
     """A value in at most seven characters."""
-    text = figure(value)
-    return text if len(text) <= 7 else f"{value:.{1 if value > 0 else 0}e}"
+    return next(text for text in (figure(value), f"{value:.1e}", f"{value:.0e}") if len(text) <= 7)
 
 
 def y_labels(

@@ -204,11 +204,14 @@ def slow(run: Path, rank: int, times: float) -> None:
 
 
 def devices(run: Path) -> None:
-    """Add what was read of two devices in the third attempt."""
+    """Add what was read of two GPUs and a node in the third attempt; one is hot, and held down by it."""
     for rank in (0, 1):
+        gpu = {"gpu_util": 0.97 - 0.9 * rank, "gpu_memory_gib": 61.25, "gpu_memory_total_gib": 80.0, "power_w": 402.0}
+        heat = {"temperature_c": 61.0 + 27 * rank, "clock_mhz": 1410.0, "throttled": float(rank), "energy_j": 1e6}
+        process = {"cpu_cores": 1.25, "memory_gib": 14.5}
+        node = {"host_cpu_util": 0.2, "host_memory_gib": 120.0, "host_memory_total_gib": 503.0} if rank == 0 else {}
         with layout.rank_records(layout.attempt_folder(run, 2), rank).open("ab") as file:
-            fields = f'"gpu_util":{97.5 - rank},"gpu_memory_gib":61.25,"power_w":402.0,"temperature_c":{61 + 27 * rank}'
-            file.write(f'{{"seq":{900 + rank},"t":{START + 340},"kind":"device",{fields}}}\n'.encode())
+            file.write(b"".join(encode(900, START + 340, "device", {**gpu, **heat, **process, **node})))
 
 
 class Folders:
