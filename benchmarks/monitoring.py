@@ -1,6 +1,6 @@
 """How fast runs are recorded, opened, followed and zoomed, beside TensorBoard on the same data.
 
-    python -m benchmarks.monitoring [--json] [--steps 300000] [--ranks 96] [--peer-steps 20000]
+    python -m benchmarks.monitoring [--json] [--steps 300000] [--ranks 96] [--peer-steps 50000]
 
 A generated run of four attempts, the last still going on: 16 metrics a step of rank 0, a summary of each rank and the
 loads of experts as often as the configuration's defaults say. Each reading is timed in a process of its own, after the
@@ -8,7 +8,8 @@ files were put out of the page cache; the time of the first view counts from tha
 
 TensorBoard gets the same values, an event each as SummaryWriter writes them, and once more with all of a step in one
 event; both of its readers keep them all, as ours do. Its Python loader is timed on fewer steps, and so are we for that
-figure, without imports; its data server on all steps, and our first view, both from their processes' start.
+figure, of a run that is over, without imports; its data server on all steps, and our first view, both from their
+processes' start.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--steps", type=int, default=300_000)
     parser.add_argument("--ranks", type=int, default=96)
-    parser.add_argument("--peer-steps", type=int, default=20_000, help="that TensorBoard's Python loader reads")
+    parser.add_argument("--peer-steps", type=int, default=50_000, help="that TensorBoard's Python loader reads")
     parser.add_argument("--folder", type=Path, help="keep the generated runs here, and use those that are there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="monitoring", dir="/tmp") as temporary:
@@ -62,8 +63,7 @@ def _figures(args: argparse.Namespace, folder: Path) -> list[Figure]:
     size = f"{args.steps} steps x {args.ranks} ranks"
     run = _made(folder / "long", lambda path: generate.long_run(path, args.steps, args.ranks))
     many = _made(folder / "many", lambda path: generate.many_runs(path, RUNS))
-    for path in run.glob("attempts/*/*.parquet"):
-        path.unlink()
+    _drop_parquet(run)
     record = _measure("record", folder / "recorded")
     first, ranks = _measure("first_view", run), _measure("ranks_view", run)
     idle, new = _measure("refresh_idle", run), _refresh_1000(run)
@@ -76,7 +76,9 @@ def _figures(args: argparse.Namespace, folder: Path) -> list[Figure]:
     first_compacted, ranks_compacted = _measure("first_view", run), _measure("ranks_view", run)
     peers, ours = _peers(args, folder), first["wall_s"]
     not_here = "TensorBoard is not installed"
-    told = f"{args.peer_steps} steps: {peers.python_s:.2f} s, ours {peers.ours_s * 1000:.0f} ms" if peers else not_here
+    few = peers and f"{args.peer_steps} steps: {peers.python_s:.1f} s, ours"
+    told = f"{few} {peers.ours_s * 1000:.0f} ms from Parquet" if peers else not_here
+    told_records = f"{few} {peers.records_s * 1000:.0f} ms from records" if peers else not_here
     return [
         Figure("record_us", record["median_us"], "us", "<= 10", f"median of one step; mean {record['mean_us']:.1f} us"),
         Figure("first_view_s", first["wall_s"], "s", "<= 2", f"{size}, {generate.ATTEMPTS} attempts, from records"),
@@ -91,12 +93,20 @@ def _figures(args: argparse.Namespace, folder: Path) -> list[Figure]:
         Figure("zoom_10m_ms", zoom["most_ms"], "ms", "<= 50", "slowest of 200 zooms of 10 million points"),
         Figure("zoom_10m_first_ms", zoom["first_ms"], "ms", "", "the first view of such a curve"),
         Figure("vs_tensorboard_python", peers and peers.python_s / peers.ours_s, "x", ">= 100", told),
+        Figure("vs_python_records", peers and peers.python_s / peers.records_s, "x", "", told_records),
         Figure("vs_tensorboard_data_server", peers and peers.server_s / ours, "x", ">= 1", "its load, our first view"),
-        Figure("vs_python_joined", peers and peers.python_joined_s / peers.ours_s, "x", "", "a step is one event"),
+        Figure(
+            "vs_python_joined", peers and peers.python_joined_s / peers.ours_s, "x", "", "a step is one event, Parquet"
+        ),
         Figure("vs_data_server_joined", peers and peers.server_joined_s / ours, "x", "", "a step is one event"),
         Figure("tensorboard_data_server_s", peers and peers.server_s, "s", "", f"{args.steps} steps"),
         Figure("compact_s", compacting, "s", "", f"three attempts; {sizes[0] / sizes[1]:.1f}x smaller"),
     ]
+
+
+def _drop_parquet(run: Path) -> None:
+    for path in run.glob("attempts/*/*.parquet"):
+        path.unlink()
 
 
 def _made(path: Path, make: Callable[[Path], Any]) -> Path:
@@ -272,7 +282,8 @@ class _Peers:
     """Seconds that TensorBoard's loaders take; None where it is not installed."""
 
     python_s: float
-    ours_s: float  # for the same steps
+    ours_s: float  # for the same steps, from Parquet
+    records_s: float  # the same, from records
     python_joined_s: float
     server_s: float
     server_joined_s: float
@@ -281,7 +292,11 @@ class _Peers:
 def _peers(args: argparse.Namespace, folder: Path) -> _Peers | None:
     if importlib.util.find_spec("tensorboard") is None or importlib.util.find_spec("tensorboard_data_server") is None:
         return None
-    few = _made(folder / "few", lambda path: generate.long_run(path, args.peer_steps, 1))
+    few = _made(folder / "few", lambda path: generate.long_run(path, args.peer_steps, 1, over=True))
+    records = _measure("ours", few)["load_s"]
+    _python("monitoring.compact", str(few))
+    ours = _measure("ours", few)["load_s"]
+    _drop_parquet(few)
     python, server = [], []
     for joined in (False, True):
         name = "joined" if joined else "events"
@@ -294,7 +309,7 @@ def _peers(args: argparse.Namespace, folder: Path) -> _Peers | None:
         progress("data server")
         _cold(events)
         server.append(tfevents.server_s(events))
-    return _Peers(python[0], _measure("ours", few)["load_s"], python[1], *server)
+    return _Peers(python[0], ours, records, python[1], *server)
 
 
 def _tensorboard(folder: Path) -> dict[str, float]:
@@ -302,6 +317,8 @@ def _tensorboard(folder: Path) -> dict[str, float]:
 
 
 def _ours(run: Path) -> dict[str, float]:
+    import pyarrow.parquet  # noqa: F401
+
     from monitoring.history import History
 
     begin = time.perf_counter()

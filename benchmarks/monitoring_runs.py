@@ -44,14 +44,14 @@ def values(count: int, seed: int) -> np.ndarray:
     return found
 
 
-def long_run(folder: Path, steps: int, ranks: int) -> Path:
-    """A run of several attempts, the last of which is still going on."""
+def long_run(folder: Path, steps: int, ranks: int, *, over: bool = False) -> Path:
+    """A run of several attempts, the last of which is still going on, unless it is ``over``."""
     nodes = [f"n2gpu{1201 + n}" for n in range(max(1, ranks // 4))]
     for number, (first, last) in enumerate(stretches(steps)):
         attempt = layout.attempt_folder(folder, number)
         attempt.mkdir(parents=True)
         began = BEGIN + first * STEP_S + 300 * number
-        live = number == ATTEMPTS - 1
+        live = number == ATTEMPTS - 1 and not over
         info = {
             **{"number": number, "job_id": "17", "restart_count": number, "cluster": "noctua2", "emulated": False},
             **{"nodes": nodes, "world_size": ranks, "began": began - 40, "host": nodes[0], "pid": 1},

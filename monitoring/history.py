@@ -14,7 +14,6 @@ import json
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,12 +155,14 @@ class Attempt:
     def _ascend(self, records: list[dict[str, Any]]) -> bool:
         """Whether all are good and none goes back, which is quickly seen of thousands."""
         try:
-            numbers = list(map(itemgetter("step", "tokens"), records))
-            steps = np.array(numbers, np.int64)[:, 0]
-        except (KeyError, OverflowError, ValueError, TypeError, IndexError):
+            steps = [record["step"] for record in records]
+            if not steps or {*map(type, steps)} != {int}:
+                return False
+            places = array("q", steps)
+        except (KeyError, OverflowError):
             return False
         known = self.stretches[-1].steps
-        return bool((np.diff(steps) >= 0).all()) and not (known and steps[0] < known[-1])
+        return bool((np.diff(places) >= 0).all()) and not (known and steps[0] < known[-1])
 
     def _take_event(self, record: dict[str, Any]) -> None:
         self.events.append(record)
