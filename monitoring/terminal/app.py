@@ -17,23 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from rich.segment import Segment
 from rich.text import Text
-from textual import events
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
-from textual.color import Color
 from textual.filter import LineFilter
-from textual.geometry import Region
 from textual.message import Message
-from textual.strip import Strip
-from textual.widget import Widget
 from textual.widgets import Input
 
 from monitoring.snapshot import Snapshot
 from monitoring.terminal.desk import Desk, Frame
-from monitoring.terminal.plain import line, summary
-from monitoring.terminal.screen import header, loss, progress
+from monitoring.terminal.last import print_last
 from monitoring.terminal.source import Source
 from monitoring.terminal.view import Key, Opens, View
 from monitoring.terminal.views.attempts import Attempts
@@ -47,144 +40,11 @@ from monitoring.terminal.views.overview import Overview
 from monitoring.terminal.views.ranks import Ranks
 from monitoring.terminal.views.runs import Runs
 from monitoring.terminal.watched import Watched
+from monitoring.terminal.widgets import Ascii, Foot, Moused, Pane, Pressed, Tabs
 
-TABS = (Overview, None, Ranks, Experts, Devices, Attempts, Logs, Findings)  # None: curves, which may be of several
+VIEWS = (Overview, None, Ranks, Experts, Devices, Attempts, Logs, Findings)  # None: curves, which may be of several
 KEPT = 12  # runs whose records stay in memory once they were opened
 SLOW = 2.0  # seconds of reading after which the screen says so
-
-# For terminals without Unicode.
-_ASCII = str.maketrans("─━╸│┤└┴·–×▁▂▃▄▅▆▇█░▒▓…↑↓←→⏎", "-=-|+++.-x12345678.:%~^v<>>")
-
-
-class Ascii(LineFilter):
-    """Leaves nothing that a terminal without Unicode would show as something else."""
-
-    def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
-        return [
-            Segment(text.translate(_ASCII).encode("ascii", "replace").decode(), style, control)
-            for text, style, control in segments
-        ]
-
-
-class Rows(Widget):
-    """Rows of text as they were drawn; only those that changed are painted anew."""
-
-    def __init__(self, id: str) -> None:
-        super().__init__(id=id)
-        self._strips: list[Strip] = []
-
-    def show(self, rows: Sequence[Text]) -> None:
-        console = self.app.console
-        strips = [Strip(row.render(console)) for row in rows]
-        for y in range(max(len(strips), len(self._strips))):
-            if y >= len(strips) or y >= len(self._strips) or strips[y] != self._strips[y]:
-                self.refresh(Region(0, y, self.size.width, 1))
-        self._strips = strips
-
-    def render_line(self, y: int) -> Strip:
-        width = self.size.width
-        if y >= len(self._strips):
-            return Strip.blank(width)
-        return self._strips[y].adjust_cell_length(width)
-
-
-class Tabs(Rows):
-    """The views of a run, by number."""
-
-    def __init__(self) -> None:
-        super().__init__("tabs")
-        self._ends: list[int] = []
-
-    def draw(self, titles: Sequence[str], current: int) -> None:
-        row, self._ends = Text(), []
-        for number, title in enumerate(titles):
-            row.append(" " if number else "")
-            row.append(f"{number + 1} {title}", "bold reverse" if number == current else "dim")
-            self._ends.append(row.cell_len)
-        self.show([row])
-
-    def on_click(self, event: events.Click) -> None:
-        event.stop()
-        place = next((n for n, end in enumerate(self._ends) if event.x < end), None)
-        if place is not None:
-            self.app.post_message(Pressed(str(place + 1)))
-
-
-class Foot(Rows):
-    """The keys of what is seen; each can be clicked."""
-
-    def __init__(self) -> None:
-        super().__init__("foot")
-        self._ends: list[tuple[int, str]] = []
-
-    def draw(self, keys: Sequence[Key], said: str) -> None:
-        row, self._ends = Text(), []
-        if said:
-            row.append(f" {said} ", "bold yellow")
-            self._ends.append((row.cell_len, ""))
-        for key in keys:
-            part = Text.assemble((f" {key.label} ", "reverse"), f" {key.does} ")
-            if row.cell_len + part.cell_len > self.size.width:
-                break
-            row += part
-            self._ends.append((row.cell_len, key.key))
-        self.show([row])
-
-    def on_click(self, event: events.Click) -> None:
-        event.stop()
-        key = next((key for end, key in self._ends if event.x < end), "")
-        if key:
-            self.app.post_message(Pressed(key))
-
-
-class Pane(Rows, can_focus=True):
-    """Where the view is."""
-
-    def on_key(self, event: events.Key) -> None:
-        event.stop()
-        char = event.character
-        name = char if char is not None and char.isprintable() and char != " " else event.key
-        self.app.post_message(Pressed(name))
-
-    def on_click(self, event: events.Click) -> None:
-        self.app.post_message(Moused("double" if event.chain > 1 else "click", event.x, event.y))
-
-    def on_mouse_move(self, event: events.MouseMove) -> None:
-        self.app.post_message(Moused("hover", event.x, event.y))
-
-    def on_leave(self) -> None:
-        self.app.post_message(Moused("hover", -1, -1))
-
-    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
-        event.stop()
-        self.app.post_message(Moused("up", event.x, event.y))
-
-    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
-        event.stop()
-        self.app.post_message(Moused("down", event.x, event.y))
-
-    def on_resize(self) -> None:
-        self.app.post_message(Resized())
-
-
-class Pressed(Message):
-    """A key, or what stands for one."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__()
-        self.key = key
-
-
-class Moused(Message):
-    """The mouse did something over the view."""
-
-    def __init__(self, what: str, x: int, y: int) -> None:
-        super().__init__()
-        self.what, self.x, self.y = what, x, y
-
-
-class Resized(Message):
-    """There is another amount of room for the view."""
 
 
 class Drawn(Message):
@@ -303,7 +163,7 @@ class Watch(App[None]):
 
     def _place_of(self, folder: Path) -> Place:
         watched = self._run(folder)
-        views = [Curves([watched]) if tab is None else tab(watched) for tab in TABS]
+        views = [Curves([watched]) if tab is None else tab(watched) for tab in VIEWS]
         return Place(views, watched=watched)
 
     def _go(self, place: Place) -> None:
@@ -336,8 +196,8 @@ class Watch(App[None]):
         place = self.place
         snapshot = place.watched.snapshot if place.watched is not None else None
         loud = [f for f in snapshot.findings if not f.silenced] if snapshot else []
-        counts = {Findings: f" {len(loud)}"} if loud else {}
-        titles = [view.title + counts.get(type(view), "") for view in place.views]
+        count = f" {len(loud)}" if loud else ""
+        titles = [view.title + (count if isinstance(view, Findings) else "") for view in place.views]
         self.query_one(Tabs).draw(titles, place.current)
         self._foot()
 
@@ -469,7 +329,7 @@ def watch(source: Source, opened: Path | None = None, options: Options = Options
         raise SystemExit(app.return_code)
     snapshot = app.watched.snapshot if app.watched is not None else None
     if snapshot is not None and opened is not None:
-        _print_last(snapshot, options.unicode)
+        print_last(snapshot, unicode=options.unicode)
     return snapshot
 
 
@@ -482,25 +342,3 @@ def _own_terminal() -> None:
         sys.__stdin__ = sys.stdin = open(0, closefd=False)  # noqa: SIM115
     if sys.__stderr__ is None or not sys.__stderr__.isatty():
         sys.__stderr__ = sys.__stdout__  # where textual writes
-
-
-def _print_last(snapshot: Snapshot, unicode: bool) -> None:
-    """What stays on the terminal."""
-    from rich.console import Console
-
-    console = Console()
-    if not snapshot.done:
-        print(line(snapshot))
-        return
-    width, height = console.size
-    rows = [*header(snapshot, width), *progress(snapshot, width)]
-    room = min(16, height - len(rows) - len(summary(snapshot, width).splitlines()) - 3)
-    rows += loss(snapshot, width, room, unicode=unicode) if room >= 5 else []
-    for row in rows:
-        with console.capture() as captured:
-            console.print(row, no_wrap=True, overflow="crop", crop=True)
-        print(
-            captured.get() if unicode else captured.get().translate(_ASCII).encode("ascii", "replace").decode(), end=""
-        )
-    text = "\n" + summary(snapshot, width)
-    print(text if unicode else text.encode("ascii", "replace").decode())

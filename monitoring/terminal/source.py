@@ -40,8 +40,15 @@ class Entry:
 class Source(Protocol):
     """Where runs come from. Called by the desk's thread; it may read files, and never waits for Slurm."""
 
-    title: str
-    trouble: str  # why what is told may be old; "" if it is not
+    @property
+    def title(self) -> str:
+        """What the runs are."""
+        ...
+
+    @property
+    def trouble(self) -> str:
+        """Why what is told may be old; "" if it is not."""
+        ...
 
     def entries(self) -> Sequence[Entry]:
         """All runs, the newest first."""

@@ -11,11 +11,11 @@ import numpy as np
 from rich.text import Text
 
 from monitoring.bins import Envelope
-from monitoring.curves import AXES
 from monitoring.terminal import canvas
 from monitoring.terminal.plot import Line, plot, window
 from monitoring.terminal.screen import DIM, LABEL, rule
 from monitoring.terminal.view import Key, Opens, View, empty, heading
+from monitoring.terminal.viewport import Viewport
 from monitoring.terminal.watched import Watched
 from monitoring.terminal.words import figure, plural
 from monitoring.text import clean
@@ -63,15 +63,10 @@ class Curves(View):
         self._chosen: list[str] = []
         self._marked = 0
         self._listing = False
-        self._axis = AXES[0]
         self._smoothing = SMOOTHINGS[0]
         self._log = False
-        self._zoom: tuple[float, float] | None = None
-        self._cursor: float | None = None
+        self._port = Viewport()
         self._group: str | None = None
-        self._extent = (0.0, 1.0)  # of x, all runs
-        self._left = LABEL  # the first column of the plots
-        self._cells = 60  # columns of the plots
         self._list_top = 0
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -102,7 +97,7 @@ class Curves(View):
         rows.append(self._settings(width))
         room = height - len(rows)
         side = LIST if (self._listing or width >= WIDE) and width >= LIST + LABEL + 20 else 0
-        self._left, self._cells = LABEL, width - side - LABEL
+        self._port.cells = width - side - LABEL
         plots = self._plots(looks, width - side, room, unicode)
         if side:
             self._list_top = len(rows)
@@ -145,16 +140,12 @@ class Curves(View):
         return [*rows, row, *troubled[:2]]
 
     def _settings(self, width: int) -> Text:
-        low, high = self._seen
-        parts = [f"over {self._axis}", f"{_place(low, self._axis)} to {_place(high, self._axis)}"]
+        (low, high), axis = self._port.seen, self._port.axis
+        parts = [f"over {axis}", f"{_place(low, axis)} to {_place(high, axis)}"]
         parts += [f"smoothing {self._smoothing}"] if self._smoothing else []
         parts += ["log"] if self._log else []
-        parts += ["zoomed, 0: all"] if self._zoom else []
+        parts += ["zoomed, 0: all"] if self._port.zoomed else []
         return Text(" " + " · ".join(parts), DIM)
-
-    @property
-    def _seen(self) -> tuple[float, float]:
-        return self._zoom or self._extent
 
     def _plots(self, looks: list[_Look], width: int, room: int, unicode: bool) -> list[Text]:
         shown = self._chosen[: max(1, (room - 2) // LEAST)]
@@ -163,13 +154,13 @@ class Curves(View):
         rows: list[Text] = []
         for number, name in enumerate(shown):
             rows += self._plot(looks, name, width, each + (number < more), unicode)
-        low, high = self._seen
+        low, high = self._port.seen
         marks: dict[int, str] = {}
-        if len(looks) == 1 and self._axis == "step" and looks[0].watched.snapshot is not None:
+        if len(looks) == 1 and self._port.axis == "step" and looks[0].watched.snapshot is not None:
             attempts = looks[0].watched.snapshot.attempts[1:]
             marks = {a.resumed_from: str(a.number) for a in attempts if a.resumed_from is not None}
         rows.append(Text(" " * (LABEL - 1) + "└" + canvas.axis(low, high, width - LABEL, marks), DIM))
-        labels = canvas.x_labels(low, high, width - LABEL, say=lambda x: _place(x, self._axis))
+        labels = canvas.x_labels(low, high, width - LABEL, say=lambda x: _place(x, self._port.axis))
         rows.append(Text(" " * LABEL + labels, DIM))
         if hidden:
             rows.append(Text(f" {hidden} more chosen: the screen is too low for them", "yellow"))
@@ -178,36 +169,38 @@ class Curves(View):
     def _plot(self, looks: list[_Look], name: str, width: int, height: int, unicode: bool) -> list[Text]:
         lines: list[Line] = []
         front: list[tuple[_Look, Envelope]] = []
-        low, high = self._seen
+        low, high = self._port.seen
         most = 2 * (width - LABEL)
         for look in looks:
             curves = look.watched.curves
             lines += [
                 _line(ghost.curve, look.style if len(looks) > 1 else "red", dotted=True)
-                for ghost in curves.ghosts(name, self._axis, low, high, most)
+                for ghost in curves.ghosts(name, self._port.axis, low, high, most)
             ]
-            raw = curves.view(name, self._axis, low, high, most)
+            raw = curves.view(name, self._port.axis, low, high, most)
             if self._smoothing and len(looks) == 1:
                 lines.append(_line(raw, "bright_black"))
-            smooth = curves.view(name, self._axis, low, high, most, self._smoothing) if self._smoothing else raw
+            smooth = curves.view(name, self._port.axis, low, high, most, self._smoothing) if self._smoothing else raw
             front.append((look, smooth))
         lines += [_line(found, look.style, mark=look.mark) for look, found in front if len(found)]
         seen = window(lines, low, high, log=self._log)
         rows = [rule(clean(name), width)]
-        if self._cursor is not None:
+        if self._port.cursor is not None:
             rows = [self._values(name, front, width)]
         if height > 1:
-            rows += plot(lines, seen, width, height - 1, log=self._log, cursor=self._cursor, unicode=unicode)
+            rows += plot(lines, seen, width, height - 1, log=self._log, cursor=self._port.cursor, unicode=unicode)
         return rows
 
     def _values(self, name: str, front: list[tuple[_Look, Envelope]], width: int) -> Text:
         """The values at the cursor, as the title of a plot."""
-        assert self._cursor is not None
-        row = Text.assemble(("─ ", DIM), (clean(name), "bold"), (f" at {_place(self._cursor, self._axis)}", DIM))
+        assert self._port.cursor is not None
+        row = Text.assemble(
+            ("─ ", DIM), (clean(name), "bold"), (f" at {_place(self._port.cursor, self._port.axis)}", DIM)
+        )
         for look, found in front:
             if not len(found):
                 continue
-            place = max(0, int(np.searchsorted(found.x, self._cursor, "right")) - 1)
+            place = max(0, int(np.searchsorted(found.x, self._port.cursor, "right")) - 1)
             low, high = float(found.low[place]), float(found.high[place])
             text = figure(low) if low == high or math.isnan(low) else f"{figure(low)} to {figure(high)}"
             if found.nan[place]:
@@ -223,10 +216,10 @@ class Curves(View):
             for name in self._chosen:
                 curves = look.watched.curves
                 for side in (-math.inf, math.inf):  # of which the point next to it is seen
-                    found = [curves.view(name, self._axis, side, side, 1)]
-                    found += [ghost.curve for ghost in curves.ghosts(name, self._axis, side, side, 1)]
+                    found = [curves.view(name, self._port.axis, side, side, 1)]
+                    found += [ghost.curve for ghost in curves.ghosts(name, self._port.axis, side, side, 1)]
                     ends += [float(each.x[0]) for each in found if len(each)]
-        self._extent = (min(ends, default=0.0), max(ends, default=1.0))
+        self._port.extent = (min(ends, default=0.0), max(ends, default=1.0))
 
     def _list(self, names: Sequence[str], height: int, unicode: bool) -> list[Text]:
         first = max(0, min(self._marked - height // 2, len(names) - height))
@@ -245,7 +238,6 @@ class Curves(View):
 
     def press(self, key: str) -> Opens | None:
         names = self._names
-        low, high = self._seen
         if key in ("up", "down") and names:
             self._marked = (self._marked + (1 if key == "down" else -1)) % len(names)
             self._listing = True
@@ -254,22 +246,19 @@ class Curves(View):
         elif key in ("space", "enter") and names:
             self._toggle(names[min(self._marked, len(names) - 1)], alone=key == "enter")
         elif key == "x":
-            self._axis = AXES[(AXES.index(self._axis) + 1) % len(AXES)]
-            self._zoom = self._cursor = None
+            self._port.next_axis()
         elif key == "s":
             self._smoothing = SMOOTHINGS[(SMOOTHINGS.index(self._smoothing) + 1) % len(SMOOTHINGS)]
         elif key == "l":
             self._log = not self._log
         elif key in ("left", "right"):
-            step = (high - low) / max(1, self._cells - 1)
-            start = high + step if self._cursor is None else self._cursor
-            self._cursor = min(high, max(low, start + (step if key == "right" else -step)))
+            self._port.move_cursor(1 if key == "right" else -1)
         elif key in ("+", "=", "-"):
-            self._zoom_at(self._cursor, 2.0 if key == "-" else 0.5)
-        elif key in ("<", ">", ","):
-            self._pan((high - low) / 4 * (1 if key == ">" else -1))
+            self._port.zoom(2.0 if key == "-" else 0.5)
+        elif key in ("<", ">"):
+            self._port.pan(0.25 if key == ">" else -0.25)
         elif key == "0":
-            self._zoom = self._cursor = None
+            self._port.all()
         elif key == "g":
             self._next_group()
         return None
@@ -282,24 +271,6 @@ class Curves(View):
         else:
             self._chosen.append(name)
 
-    def _zoom_at(self, at: float | None, factor: float) -> None:
-        low, high = self._seen
-        at = (low + high) / 2 if at is None else at
-        first, last = self._extent
-        new = (max(first, at - (at - low) * factor), min(last, at + (high - at) * factor))
-        smallest = 1e-6 if self._axis == "hours" else 1.0
-        if new == (first, last):
-            self._zoom = None
-        elif new[1] - new[0] >= smallest:
-            self._zoom = new
-
-    def _pan(self, by: float) -> None:
-        if self._zoom is None:
-            return
-        (low, high), (first, last) = self._zoom, self._extent
-        by = min(max(by, first - low), last - high)
-        self._zoom = (low + by, high + by)
-
     def _next_group(self) -> None:
         """The next value of the configuration in which the runs differ; after the last none."""
         flats = [_flat(run.config) for run in self._readable]
@@ -311,7 +282,7 @@ class Curves(View):
 
     def click(self, x: int, y: int, *, double: bool) -> Opens | None:
         names = self._names
-        if x >= self._left + self._cells:
+        if x >= LABEL + self._port.cells:
             place = self._first + y - self._list_top
             if 0 <= place < len(names):
                 self._marked = place
@@ -321,17 +292,14 @@ class Curves(View):
         return None
 
     def hover(self, x: int, y: int) -> None:
-        low, high = self._seen
-        column = x - self._left
-        if 0 <= column < self._cells:
-            self._cursor = low + (high - low) * column / max(1, self._cells - 1)
+        self._port.point(x - LABEL)
 
     def scroll(self, x: int, y: int, by: int) -> None:
-        if x >= self._left + self._cells:
+        if x >= LABEL + self._port.cells:
             self.press("down" if by > 0 else "up")
         else:
             self.hover(x, y)
-            self._zoom_at(self._cursor, 1.5 if by > 0 else 1 / 1.5)
+            self._port.zoom(1.5 if by > 0 else 1 / 1.5)
 
 
 def _first(names: Sequence[str]) -> str:
