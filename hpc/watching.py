@@ -194,6 +194,8 @@ def _read(run: Run, job: JobState | None) -> Entry:
 
 def _of_row(run: Run, row: Row) -> Entry:
     share = min(1.0, (row.tokens or 0) / row.target_tokens) if row.target_tokens else None
+    if row.state == "finished":
+        share = 1.0
     return Entry(
         folder=run.folder,
         name=row.name,
