@@ -239,7 +239,7 @@ def _not_begun(sweep: Sweep) -> list[tuple[Entry, Task | None]]:
 
 def everything(root: Path) -> Fleet:
     """All runs under ``root``."""
-    return Fleet(f"runs in {root}", lambda: list(runs.every(root)))
+    return Fleet(f"in {root}", lambda: list(runs.every(root)))
 
 
 def some(found: Sequence[Run | Sweep]) -> Fleet:
