@@ -8,6 +8,7 @@ its start, and the caller is told to forget what it had.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 from collections import deque
@@ -308,20 +309,29 @@ def last_record(attempt: Path) -> dict[str, Any] | None:
     return last
 
 
+def recent_steps(attempt: Path, most: int = 50) -> list[dict[str, Any]]:
+    """The newest ``step`` records of rank 0 in an attempt's folder, the newest first, of the last lines alone."""
+    return list(itertools.islice(_steps_near_end(layout.rank_records(attempt, 0)), most))
+
+
 def _last_step_near_end(path: Path) -> dict[str, Any] | None:
-    """As ``last_record``, from the last lines alone, newest first: a list of a thousand runs asks for each."""
+    """As ``last_record``, from the last lines alone: a list of a thousand runs asks for each."""
+    return next(_steps_near_end(path), None)
+
+
+def _steps_near_end(path: Path) -> Iterator[dict[str, Any]]:
+    """The step records in the last lines, newest first."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 16)))
             *lines, _ = file.read().split(b"\n")  # the last one is torn, or empty
     except OSError:
-        return None
+        return
     for line in reversed(lines):
         with contextlib.suppress(ValueError):
             record = orjson.loads(line[line.rfind(b"\0") + 1 :])
             if isinstance(record, dict) and _is_step(record):
-                return record
-    return None
+                yield record
 
 
 def _is_step(record: dict[str, Any]) -> bool:
