@@ -48,9 +48,13 @@ class Metric:
             rows.append(row)
             self.values.append(value)
 
+    def count_before(self, rows: int) -> int:
+        """How many of the first ``rows`` rows have a value."""
+        return bisect.bisect_left(self.rows, rows)
+
     def last_before(self, rows: int) -> float | None:
         """The newest value in the first ``rows`` rows."""
-        place = bisect.bisect_left(self.rows, rows)
+        place = self.count_before(rows)
         return self.values[place - 1] if place else None
 
 
@@ -232,6 +236,11 @@ class History:
     def stretches(self) -> Iterator[Stretch]:
         for attempt in self.attempts:
             yield from attempt.stretches
+
+    def cut(self, number: int) -> int | None:
+        """The step beyond which later attempts do again what an attempt recorded; None where none does."""
+        later = (stretch.start for each in self.attempts if each.number > number for stretch in each.stretches)
+        return min((start for start in later if start is not None), default=None)
 
     @property
     def last(self) -> tuple[int, int, float] | None:
@@ -454,6 +463,15 @@ def attempt_row(attempt: Attempt) -> dict[str, Any]:
         "last_step": max(steps, default=None),
         "lost_steps": sum(stretch.lost for stretch in attempt.stretches),
     }
+
+
+def undone(steps: np.ndarray, cut: int | None) -> np.ndarray:
+    """Which rows of a file of one attempt are done again: beyond ``cut``, or followed by a step that is not higher."""
+    if not len(steps):
+        return np.empty(0, bool)
+    after = np.minimum.accumulate(steps[::-1])[::-1]
+    again = np.append(steps[:-1] >= after[1:], False)
+    return again if cut is None else again | (steps > cut)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -1,0 +1,197 @@
+"""How long the steps of each rank took, over the curve of a run: what names a straggler and its node.
+
+Reads the records of all ranks, hundreds of megabytes in a long run. So nothing is read before it is first asked for,
+and then only what is new.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from monitoring import layout
+from monitoring.history import Attempt, History, undone
+from monitoring.recorder import metric
+from monitoring.tail import RecordTail
+
+_OLD_EVERY = 20  # reads between two looks at the files of attempts that have ended
+
+
+@dataclass(frozen=True)
+class RankTimes:
+    """Seconds of steps by rank, over the steps of the curve that ranks told of; lost work is not in it."""
+
+    steps: np.ndarray  # (S,) int64, ascending
+    ranks: tuple[int, ...]  # R of them, ascending; also one that never wrote
+    nodes: tuple[str, ...]  # of each rank in the newest attempt; "" where nobody said it
+    step_s: np.ndarray  # (R, S) float64, NaN where it is missing
+    attempts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # (S,) who made the step
+
+
+class _Rank:
+    """The times of one rank in one attempt."""
+
+    def __init__(self, path: Path) -> None:
+        self.tail = RecordTail(path)
+        self.steps: array[int] = array("q")
+        self.step_s: array[float] = array("d")
+
+    def refresh(self) -> bool:
+        """Take what is new; whether there was anything."""
+        changed = False
+        for found in self.tail.read():
+            if found.again:
+                self.steps, self.step_s = array("q"), array("d")
+            changed |= found.again
+            for record in found.items:
+                if record["kind"] != "rank":
+                    continue
+                step, seconds = record.get("step"), metric(record.get("step_s"))
+                if type(step) is int and abs(step) < 1 << 62 and seconds is not None:
+                    self.steps.append(step)
+                    self.step_s.append(seconds)
+                    changed = True
+        return changed
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one attempt has to show."""
+
+    steps: np.ndarray
+    step_s: dict[int, np.ndarray]  # rank -> a value for each of the steps
+
+
+class _Attempt:
+    """The files of all ranks but 0 of one attempt, and what of them is on the curve."""
+
+    def __init__(self) -> None:
+        self.ranks: dict[int, _Rank] = {}
+        self.over = False  # its supervisor has said the last word, and all was read after that
+        self._made: tuple[object, _Part] | None = None
+
+    def refresh(self, records: Attempt) -> None:
+        over = records.info.get("action") is not None
+        for rank in layout.recorded_ranks(records.folder):
+            if rank and rank not in self.ranks:
+                self.ranks[rank] = _Rank(layout.rank_records(records.folder, rank))
+        changed = [rank.refresh() for rank in self.ranks.values()]
+        if any(changed):
+            self._made = None
+        self.over = over
+
+    def part(self, records: Attempt, cut: int | None) -> _Part:
+        own = [stretch for stretch in records.stretches if stretch.kept]
+        key = (cut, [(id(stretch), stretch.kept) for stretch in own])
+        if self._made is None or self._made[0] != key:
+            self._made = key, self._make(records, cut)
+        return self._made[1]
+
+    def _make(self, records: Attempt, cut: int | None) -> _Part:
+        kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for rank, found in self.ranks.items():
+            steps, seconds = np.array(found.steps), np.array(found.step_s)
+            rows = ~undone(steps, cut)
+            if rows.any():
+                kept[rank] = steps[rows], seconds[rows]
+        zero = _of_rank_0(records)
+        if kept:
+            steps = _union([steps for steps, _ in kept.values()])
+        else:
+            steps = zero[0]
+        placed = {rank: _placed(steps, *each) for rank, each in kept.items()}
+        return _Part(steps, {0: _placed(steps, *zero), **placed})
+
+
+class Ranks:
+    """The times of all ranks of a run; ``read`` takes in what was written since it was last called.
+
+    Args:
+        run: the run's folder.
+        history: of the same run, where somebody reads it anyway and keeps it fresh; None: one of its own.
+    """
+
+    def __init__(self, run: Path, history: History | None = None) -> None:
+        self._own = history is None
+        self._history = History(run) if history is None else history
+        self._attempts: dict[int, _Attempt] = {}
+        self._reads = 0
+
+    def read(self) -> RankTimes:
+        history = self._history
+        if self._own:
+            history.refresh()
+        old = self._reads % _OLD_EVERY == 0
+        self._reads += 1
+        self._attempts = {each.number: self._attempts.get(each.number) or _Attempt() for each in history.attempts}
+        parts: list[tuple[int, _Part]] = []
+        for records in history.attempts:
+            files = self._attempts[records.number]
+            if old or not files.over:
+                files.refresh(records)
+            parts.append((records.number, files.part(records, history.cut(records.number))))
+        return _joined(parts, history.attempts[-1] if history.attempts else None)
+
+
+def _joined(parts: list[tuple[int, _Part]], newest: Attempt | None) -> RankTimes:
+    size = _world_size(newest) if newest else 0
+    ranks = sorted({*range(size), *(rank for _, part in parts for rank in part.step_s)})
+    found = np.full((len(ranks), sum(len(part.steps) for _, part in parts)), np.nan)
+    row, begin = {rank: i for i, rank in enumerate(ranks)}, 0
+    for _, part in parts:
+        end = begin + len(part.steps)
+        for rank, seconds in part.step_s.items():
+            found[row[rank], begin:end] = seconds
+        begin = end
+    nothing = np.empty(0, np.int64)
+    return RankTimes(
+        steps=np.concatenate([nothing, *(part.steps for _, part in parts)]),
+        ranks=tuple(ranks),
+        nodes=tuple(_node(newest, rank) for rank in ranks),
+        step_s=found,
+        attempts=np.concatenate([nothing, *(np.full(len(part.steps), number) for number, part in parts)]),
+    )
+
+
+def _world_size(attempt: Attempt) -> int:
+    size = attempt.info.get("world_size") or attempt.header.get("world_size")
+    return size if type(size) is int and 0 < size < 1 << 20 else 0
+
+
+def _node(attempt: Attempt | None, rank: int) -> str:
+    """Where a rank runs: each node has as many ranks as the others, and they are counted node by node."""
+    nodes = attempt.info.get("nodes") if attempt else None
+    if attempt is None or not isinstance(nodes, list) or not nodes:
+        return ""
+    each = _world_size(attempt) // len(nodes)
+    return str(nodes[rank // each]) if each and rank // each < len(nodes) else ""
+
+
+def _of_rank_0(records: Attempt) -> tuple[np.ndarray, np.ndarray]:
+    """Its steps on the curve and their seconds, which it records with every step."""
+    own = [stretch for stretch in records.stretches if stretch.kept]
+    steps = [np.array(stretch.steps[: stretch.kept]) for stretch in own]
+    seconds = [stretch.column("step_s")[: stretch.kept] for stretch in own]
+    return np.concatenate([np.empty(0, np.int64), *steps]), np.concatenate([np.empty(0), *seconds])
+
+
+def _union(found: list[np.ndarray]) -> np.ndarray:
+    first = found[0]
+    if all(steps is first or np.array_equal(steps, first) for steps in found):
+        return first
+    return np.unique(np.concatenate(found))
+
+
+def _placed(steps: np.ndarray, own: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A value for each of ``steps``, NaN where ``own`` has none."""
+    if np.array_equal(steps, own):
+        return values
+    found = np.full(len(steps), np.nan)
+    if len(own):
+        place = np.minimum(np.searchsorted(own, steps), len(own) - 1)
+        hit = own[place] == steps
+        found[hit] = values[place[hit]]
+    return found

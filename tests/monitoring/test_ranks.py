@@ -1,0 +1,105 @@
+"""Step times of all ranks over the curve, with the node of each; only new bytes are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitoring import layout
+from monitoring.history import History, undone
+from monitoring.ranks import Ranks
+from monitoring.recorder import PROTOCOL, encode
+from tests.monitoring.generate import BATCH, Shape, Try, generate
+
+
+def write_rank(run: Path, attempt: int, rank: int, steps: list[int], seconds: float = 1.0) -> None:
+    folder = layout.attempt_folder(run, attempt)
+    folder.mkdir(parents=True, exist_ok=True)
+    made = encode(0, 0.0, "header", {"protocol": PROTOCOL, "attempt": attempt, "rank": rank, "start": 0.0})
+    for step in steps:
+        if rank:
+            made += encode(len(made), 0.0, "rank", {"step": step, "step_s": seconds + step / 1000})
+        else:
+            fields = {"step": step, "tokens": step * BATCH, "step_s": seconds + step / 1000}
+            made += encode(len(made), 0.0, "step", fields)
+    layout.rank_records(folder, rank).write_bytes(b"".join(made))
+
+
+def test_the_newest_attempt_wins_and_each_rank_has_its_node(tmp_path: Path) -> None:
+    found = Ranks(generate(tmp_path / "run")).read()
+    assert found.steps.tolist() == list(range(10, 291, 10))
+    assert found.attempts.tolist() == [0] * 12 + [1] * 3 + [2] * 14
+    assert found.ranks == (0, 1, 2, 3)
+    assert found.nodes == ("n2gpu1201", "n2gpu1201", "n2gpu1205", "n2gpu1205")
+    assert found.step_s.tolist() == pytest.approx(np.outer([0.85, 0.86, 0.87, 0.88], np.ones(29)))
+
+
+def test_a_rank_that_never_wrote_is_a_row_of_nothing(tmp_path: Path) -> None:
+    run = generate(tmp_path / "run", Shape(tries=(Try(0, 50),), world_size=4))
+    layout.rank_records(layout.attempt_folder(run, 0), 3).unlink()
+    found = Ranks(run).read()
+    assert found.ranks == (0, 1, 2, 3) and np.isnan(found.step_s[3]).all() and not np.isnan(found.step_s[:3]).any()
+
+
+def test_ranks_that_are_behind_have_no_value_yet_and_later_get_it(tmp_path: Path) -> None:
+    write_rank(tmp_path, 0, 0, list(range(1, 41)))
+    write_rank(tmp_path, 0, 1, [10, 20, 30, 40])
+    write_rank(tmp_path, 0, 2, [10, 20])
+    ranks = Ranks(tmp_path)
+    found = ranks.read()
+    assert found.steps.tolist() == [10, 20, 30, 40]
+    assert np.isnan(found.step_s[2]).tolist() == [False, False, True, True]
+    write_rank(tmp_path, 0, 2, [10, 20, 30, 40])
+    assert not np.isnan(ranks.read().step_s).any()
+
+
+def test_one_rank_alone_shows_all_its_steps(tmp_path: Path) -> None:
+    write_rank(tmp_path, 0, 0, list(range(1, 8)))
+    found = Ranks(tmp_path).read()
+    assert found.steps.tolist() == list(range(1, 8)) and found.ranks == (0,) and found.nodes == ("",)
+
+
+def test_what_was_done_again_is_left_out_within_an_attempt_too(tmp_path: Path) -> None:
+    write_rank(tmp_path, 0, 0, [*range(1, 41), *range(15, 31)])
+    write_rank(tmp_path, 0, 1, [10, 20, 30, 40, 20, 30], 2.0)
+    found = Ranks(tmp_path).read()
+    assert found.steps.tolist() == [10, 20, 30]
+    assert found.step_s[1].tolist() == [2.01, 2.02, 2.03]
+
+
+def test_a_history_that_is_kept_fresh_elsewhere_is_not_read_twice(tmp_path: Path) -> None:
+    run = generate(tmp_path / "run")
+    history = History(run)
+    ranks = Ranks(run, history)
+    assert not len(ranks.read().steps)
+    history.refresh()
+    assert len(ranks.read().steps) == 29
+
+
+def test_damaged_and_strange_values_are_passed_over(tmp_path: Path) -> None:
+    write_rank(tmp_path, 0, 0, [10, 20])
+    write_rank(tmp_path, 0, 1, [10])
+    lines = ['{"seq":2,"t":0,"kind":"rank","step":"x","step_s":1.0}', '{"seq":3,"t":0,"kind":"rank","step":20}', "{"]
+    with layout.rank_records(layout.attempt_folder(tmp_path, 0), 1).open("a") as file:
+        file.write("".join(f"{line}\n" for line in lines))
+        file.write('{"seq":4,"t":0,"kind":"rank","step":20,"step_s":"NaN"}\n')
+    (layout.attempt_folder(tmp_path, 0) / layout.ATTEMPT_INFO).write_text(
+        json.dumps({"nodes": ["a", "b", "c"], "world_size": 2})
+    )
+    found = Ranks(tmp_path).read()
+    assert found.steps.tolist() == [10, 20] and np.isnan(found.step_s[1]).tolist() == [False, True]
+    assert found.nodes == ("", "")  # two ranks on three nodes: nobody knows
+
+
+@given(st.lists(st.integers(0, 20), max_size=30), st.none() | st.integers(0, 20))
+def test_undone_is_what_a_later_row_or_attempt_did_again(steps: list[int], cut: int | None) -> None:
+    expected = [
+        any(later <= step for later in steps[i + 1 :]) or (cut is not None and step > cut)
+        for i, step in enumerate(steps)
+    ]
+    assert undone(np.array(steps, np.int64), cut).tolist() == expected
