@@ -1,30 +1,24 @@
 """One run at one moment, frozen: what its files say, joined with what Slurm says.
 
-``Reader`` reads the files and keeps its place in them between two looks; what Slurm says is handed in.
+``reader.py`` makes it from the files; what Slurm says is handed in.
 Everything that shows or judges a run (terminal, page, detectors) is a function of a ``Snapshot``.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from monitoring import layout
 from monitoring.findings import Finding
-from monitoring.history import History, Series, attempt_row, read_json
-from monitoring.outlook import Outlook, outlook
-from monitoring.spent import account
-from monitoring.tail import TextTail
+from monitoring.history import Series
+from monitoring.outlook import Outlook
 
-TRAINING = "jobs.train.Train"  # the kind of job whose configuration says how long it trains
 ENDED = ("finished", "failed", "cancelled")
-OUTLOOK_EVERY = 5.0  # seconds between two looks at a whole history
 
 
 @dataclass(frozen=True)
@@ -133,151 +127,3 @@ class Snapshot:
             return None
         left = max(0.0, (self.target_tokens - (self.tokens or 0)) / self.tokens_per_s)
         return left if math.isfinite(left) else None
-
-
-class Reader:
-    """Makes snapshots of one run, reading only what its files gained since the last one.
-
-    Raises:
-        FileNotFoundError: from the constructor, if there is no such folder or it is no run.
-    """
-
-    def __init__(self, run: Path) -> None:
-        self.run = Path(run)
-        if not (self.run / layout.CONFIG).is_file():
-            raise FileNotFoundError(f"{run} is no run folder: it has no {layout.CONFIG}")
-        self._history = History(self.run)
-        self._logs: dict[Path, TextTail] = {}
-        self._config: dict[str, Any] | None = None
-        self._outlook: tuple[tuple[Any, ...], float, Outlook] = ((), -math.inf, Outlook())
-
-    def read(self, job: JobState | None = None, now: float | None = None) -> Snapshot:
-        """The run as it is now.
-
-        Args:
-            job: what Slurm says of the run's job.
-            now: unix seconds; None: this moment.
-        """
-        history = self._history
-        history.refresh()
-        config = self._configuration()
-        state = read_json(self.run / layout.STATE) or {}
-        summary = read_json(self.run / layout.FINISHED)
-        target, target_steps = _target(config, history)
-        last = history.last
-        log_name, log = self._log()
-        now = time.time() if now is None else now
-        said = "finished" if summary is not None else str(state.get("state") or "unknown")
-        return Snapshot(
-            folder=self.run,
-            name=str(config.get("name") or self.run.absolute().parent.name),
-            id=self.run.absolute().name,
-            now=now,
-            state=said,
-            reason=str(state.get("reason") or ""),
-            cluster=str(state.get("cluster") or (config.get("cluster") or {}).get("name") or ""),
-            emulated=bool(state.get("emulated") or (job is not None and job.emulated)),
-            job=job,
-            job_id=None if state.get("job_id") is None else str(state["job_id"]),
-            attempts=_attempts(history, finished=summary is not None),
-            step=last[0] if last else None,
-            tokens=last[1] if last else None,
-            target_tokens=target,
-            target_steps=target_steps,
-            tokens_per_s=history.tokens_per_s(),
-            updated=history.updated,
-            loss=history.series("loss"),
-            metrics=history.latest(),
-            experts=tuple(
-                ExpertLoad(layer, step, tuple(load)) for layer, (step, load) in sorted(history.experts().items())
-            ),
-            outlook=self._look(job, said in ENDED, target, now),
-            log=log,
-            log_name=log_name,
-            summary=summary or {},
-            sample=_text(self.run / layout.SAMPLE) if summary is not None else "",
-            problems=tuple(history.problems()),
-        )
-
-    def _look(self, job: JobState | None, over: bool, target: int | None, now: float) -> Outlook:
-        """The outlook, which takes the whole history and is therefore made anew only now and then."""
-        history = self._history
-        key = (len(history.attempts), over, [attempt.info.get("action") for attempt in history.attempts])
-        known, made, found = self._outlook
-        if known == key and (over or now - made < OUTLOOK_EVERY):
-            return found
-        manifest = read_json(self.run / layout.MANIFEST) or {}
-        asked = [manifest.get("submitted"), *(each.get("time") for each in manifest.get("resumed") or [])]
-        hold = (self._configuration().get("cluster") or {}).get("requeue_hold")
-        spans = account(
-            history,
-            [float(t) for t in asked if isinstance(t, int | float)],
-            now,
-            over=over,
-            hold=float(hold) if isinstance(hold, int | float) else 0.0,
-        )
-        limit = job.ends - job.started if job and job.ends is not None and job.started is not None else math.inf
-        left = None if target is None or over else target - (history.last[1] if history.last else 0)
-        found = outlook(history, spans, tokens_left=left, slice_s=limit)
-        self._outlook = (key, now, found)
-        return found
-
-    def _configuration(self) -> dict[str, Any]:
-        """The resolved configuration; it never changes once it could be read."""
-        if self._config is None:
-            import yaml
-
-            loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-            try:
-                value = yaml.load((self.run / layout.CONFIG).read_bytes(), loader)
-            except (OSError, yaml.YAMLError):
-                return {}
-            self._config = value if isinstance(value, dict) else {}
-        return self._config
-
-    def _log(self) -> tuple[str, tuple[str, ...]]:
-        """(name, last lines) of the newest attempt's rank 0, or of the job where that printed nothing yet."""
-        paths = [self.run / layout.JOB_LOG]
-        if self._history.attempts:
-            paths.insert(0, layout.rank_log(self._history.attempts[-1].folder, 0))
-        self._logs = {path: self._logs.get(path) or TextTail(path) for path in paths}
-        for path, tail in self._logs.items():
-            if lines := tail.read():
-                return path.name, lines
-        return paths[-1].name, ()
-
-
-def _attempts(history: History, finished: bool) -> tuple[Attempt, ...]:
-    found = []
-    for records in history.attempts:
-        row = attempt_row(records)
-        nodes = row["nodes"]
-        row["nodes"] = tuple(str(node) for node in nodes) if isinstance(nodes, list) else (str(nodes),)
-        row["job_id"] = None if row["job_id"] is None else str(row["job_id"])
-        found.append(Attempt(**row))
-    if found and finished and found[-1].cause is None:  # rank 0 says so before the supervisor does
-        found[-1] = replace(found[-1], cause="finished")
-    return tuple(found)
-
-
-def _target(config: Mapping[str, Any], history: History) -> tuple[int | None, int | None]:
-    """Tokens and steps at which the run is done, of a training as asked for, of another program as it says."""
-    if (config.get("job") or {}).get("_target_", TRAINING) != TRAINING:
-        events = (event for records in reversed(history.attempts) for event in reversed(records.events))
-        said = next((event.get("steps") for event in events if event.get("event") == "target"), None)
-        return None, _count(said)
-    train = config.get("train") or {}
-    target, batch = _count(train.get("tokens")), _count(train.get("batch_tokens"))
-    return target, -(-target // batch) if target and batch else None
-
-
-def _count(value: Any) -> int | None:
-    return value if type(value) is int else None
-
-
-def _text(path: Path, limit: int = 1 << 14) -> str:
-    try:
-        with path.open("rb") as file:
-            return file.read(limit).decode("utf-8", "replace").strip()
-    except OSError:
-        return ""

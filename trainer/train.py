@@ -264,6 +264,8 @@ class _Loop:
         if self.validation is None or self.evaluated_at == step:
             return
         self.evaluated_at = step
+        if self.engine.rank == 0:
+            self.record.event("evaluation_begin", step=step)  # whoever watches knows why no step comes
         with self.meter.part("evaluation", host=True):
             found = evaluate(
                 self.engine,

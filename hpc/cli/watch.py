@@ -68,7 +68,7 @@ def until_ended(run: Run) -> int:
 def reader(run: Run) -> Callable[[], Snapshot]:
     """What reads the run anew at each call: its records' new bytes, and Slurm every few seconds."""
     from hpc.queue import states
-    from monitoring.snapshot import Reader
+    from monitoring.reader import Reader
 
     source = Reader(run.folder)
     last_look = -math.inf

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from monitoring.findings import Finding
 from monitoring.goodput import Bucket
 from monitoring.outlook import Outlook
 from monitoring.recorder import number
@@ -55,6 +56,7 @@ def plain(snapshot: Snapshot) -> str:
         rows.append(("experts", f"{text} at step {load.step}"))
     rows += [("attempt", _attempt(attempt)) for attempt in snapshot.attempts]
     rows += [(label, text) for label, text in (("goodput", goodput(snapshot)), ("finish", finish(snapshot))) if text]
+    rows += [("finding", _finding(finding)) for finding in snapshot.findings]
     rows += [("problem", clean(problem)) for problem in snapshot.problems]
     rows.append(("folder", clean(str(snapshot.folder))))
     if snapshot.log:
@@ -116,6 +118,7 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
         "metrics": {name: number(value) for name, value in snapshot.metrics.items()},
         "experts": [{"layer": x.layer, "step": x.step, "tokens": list(x.tokens)} for x in snapshot.experts],
         "log": {"name": snapshot.log_name, "lines": list(snapshot.log[-LOG_LINES:])},
+        "findings": [finding.to_json() for finding in snapshot.findings],
         "goodput": _goodput_json(snapshot.outlook),
         "summary": dict(snapshot.summary),
         "problems": list(snapshot.problems),
@@ -128,6 +131,11 @@ def _goodput_json(found: Outlook) -> dict[str, Any]:
         "seconds": {bucket.value: spent for bucket, spent in found.seconds.items()},
         "left": None if found.left is None else found.left._asdict(),
     }
+
+
+def _finding(finding: Finding) -> str:
+    text = f"{finding.severity.value}: {finding.title} ({finding.evidence})"
+    return clean(text + (f"; {finding.do}" if finding.do else ""))
 
 
 def goodput(snapshot: Snapshot) -> str:

@@ -22,7 +22,7 @@ from hpc.request import resolve
 from hpc.requeue import Cause
 from hpc.runs import READY, Run
 from hpc.waiting import wait
-from monitoring.snapshot import Reader
+from monitoring.reader import Reader
 from monitoring.terminal.plain import plain
 from tests.hpc.conftest import processes
 from tests.hpc.programs import DISTRIBUTED, TRAINING

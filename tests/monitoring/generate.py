@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from monitoring import layout
+from monitoring.reader import Reader
 from monitoring.recorder import PROTOCOL, Recorder, encode
-from monitoring.snapshot import JobState, Reader
+from monitoring.snapshot import JobState
 
 BATCH = 4096  # tokens of a step
 START = 1_763_800_000.0  # unix seconds

@@ -9,7 +9,7 @@ import pytest
 
 from monitoring import layout
 from monitoring.goodput import Bucket
-from monitoring.snapshot import Reader
+from monitoring.reader import Reader
 from monitoring.terminal.plain import finish, goodput, plain, to_json
 from tests.monitoring.generate import START, Shape, Try, generate
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from monitoring.history import Series
-from monitoring.snapshot import Attempt, ExpertLoad, JobState, Reader, Snapshot
+from monitoring.reader import Reader
+from monitoring.snapshot import Attempt, ExpertLoad, JobState, Snapshot
 from monitoring.terminal.plain import line, plain, summary, to_json
 from monitoring.terminal.screen import screen
 from tests.monitoring.generate import START, Shape, Try, generate

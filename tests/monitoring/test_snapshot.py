@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from monitoring import layout
-from monitoring.snapshot import JobState, Reader
+from monitoring.reader import Reader
+from monitoring.snapshot import JobState
 from tests.monitoring.generate import BATCH, START, Shape, Try, generate, loss
 
 JOB = JobState("17", "RUNNING", nodes="n2gpu[1201,1205]", ends=START + 900, emulated=True)

@@ -22,15 +22,15 @@ import pytest
 from rich.console import Console
 
 from monitoring import layout
+from monitoring.reader import Reader
 from monitoring.recorder import Recorder
-from monitoring.snapshot import Reader
 from monitoring.terminal.watch import watch
 from tests.monitoring.generate import BATCH, Shape, Try, finish, generate
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from monitoring.snapshot import Reader
+from monitoring.reader import Reader
 from monitoring.terminal.watch import watch
 reader = Reader(Path(sys.argv[1]))
 last = watch(reader.read, interval=0.05, until_done=sys.argv[2] == "done")

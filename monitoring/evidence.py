@@ -1,0 +1,195 @@
+"""What detectors judge: a snapshot, with curves, the ranks' newest words and the disk, all of one moment."""
+
+from __future__ import annotations
+
+import shutil
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from monitoring import layout
+from monitoring.history import History, Series
+from monitoring.recorder import metric
+from monitoring.snapshot import ExpertLoad, Snapshot
+from monitoring.tail import RecordTail
+
+TAIL = 1 << 16  # bytes of a rank's records that are read of a file that is already long
+RECENT = 32  # summaries of a rank, and loads of a layer, that are kept
+_WATCH = {"hang_seconds": 300.0, "hang_factor": 10.0}  # where the configuration does not say
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """The newest summaries of one rank, oldest first."""
+
+    rank: int
+    node: str
+    times: np.ndarray  # unix seconds
+    steps: np.ndarray
+    metrics: Mapping[str, np.ndarray]  # NaN where a summary lacks one
+    devices: Sequence[Mapping[str, Any]] = ()  # newest device records: ``t`` and their fields
+
+
+@dataclass(frozen=True)
+class Disk:
+    """The file system of the run's folder; bytes."""
+
+    path: str
+    free: int
+    total: int
+    checkpoint: int = 0  # of the newest complete checkpoint
+
+
+def _series() -> Series:
+    return Series(np.empty(0, np.int64), np.empty(0))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that a detector may look at. Never changed."""
+
+    snapshot: Snapshot
+    steps: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # of the curve
+    times: np.ndarray = field(default_factory=lambda: np.empty(0))  # unix seconds, one for each of ``steps``
+    series: Mapping[str, Series] = field(default_factory=dict)  # every metric of the curve
+    events: Sequence[Mapping[str, Any]] = ()  # of the newest attempt
+    began: float | None = None  # when the newest attempt did
+    pulses: Sequence[Pulse] = ()  # of the newest attempt
+    loads: Mapping[int, Sequence[ExpertLoad]] = field(default_factory=dict)  # layer -> the newest, oldest first
+    disk: Disk | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def now(self) -> float:
+        return self.snapshot.now
+
+    @property
+    def live(self) -> bool:
+        """Ranks are at work, as far as anybody says."""
+        said = self.snapshot.job.state if self.snapshot.job is not None else self.snapshot.state
+        attempts = self.snapshot.attempts
+        return said.lower() == "running" and bool(attempts) and attempts[-1].ended is None
+
+    def curve(self, name: str) -> Series:
+        return self.series.get(name) or _series()
+
+    def when(self, step: float) -> float:
+        """Unix time of a step of the curve; now where it is not known."""
+        row = int(np.searchsorted(self.steps, step))
+        return float(self.times[row]) if row < len(self.times) else self.now
+
+    def watch(self, name: str) -> float:
+        """A figure of ``train.watch``, by which a hanging rank ends itself."""
+        found = ((self.config.get("train") or {}).get("watch") or {}).get(name)
+        return float(found) if isinstance(found, int | float) else _WATCH[name]
+
+
+class Gathering:
+    """Makes the evidence of one run, reading only what its files gained since the last time."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = Path(run)
+        self._attempt: Path | None = None
+        self._tails: dict[int, RecordTail] = {}
+        self._rows: dict[int, deque[dict[str, Any]]] = {}
+        self._devices: dict[int, deque[dict[str, Any]]] = {}
+        self._experts: RecordTail | None = None
+        self._loads: dict[int, deque[ExpertLoad]] = {}
+
+    def gather(self, snapshot: Snapshot, history: History, config: Mapping[str, Any]) -> Evidence:
+        """Evidence of the moment of ``snapshot``."""
+        stretches = [stretch for stretch in history.stretches() if stretch.kept]
+        live = history.attempts[-1] if history.attempts else None
+        self._read(live.folder if live else None)
+        nodes = snapshot.attempts[-1].nodes if snapshot.attempts else ()
+        return Evidence(
+            snapshot=snapshot,
+            steps=np.concatenate([np.array(each.steps[: each.kept]) for each in stretches] or [np.empty(0, np.int64)]),
+            times=np.concatenate([np.array(each.times[: each.kept]) for each in stretches] or [np.empty(0)]),
+            series={name: history.series(name) for name in history.names()},
+            events=tuple(live.events) if live else (),
+            began=snapshot.attempts[-1].began if snapshot.attempts else None,
+            pulses=tuple(self._pulse(rank, nodes, len(self._tails)) for rank in sorted(self._tails)),
+            loads={layer: tuple(found) for layer, found in self._loads.items()},
+            disk=_disk(self.run),
+            config=config,
+        )
+
+    def _read(self, attempt: Path | None) -> None:
+        if attempt != self._attempt:
+            self._attempt, self._tails, self._rows, self._devices = attempt, {}, {}, {}
+            self._experts, self._loads = None, {}
+        if attempt is None:
+            return
+        for rank in layout.recorded_ranks(attempt):
+            if rank not in self._tails:
+                self._tails[rank] = RecordTail(layout.rank_records(attempt, rank), begin=TAIL)
+                self._rows[rank], self._devices[rank] = deque(maxlen=RECENT), deque(maxlen=RECENT)
+            for found in self._tails[rank].read():
+                if found.again:
+                    self._rows[rank].clear()
+                    self._devices[rank].clear()
+                for record in found.items:
+                    if record["kind"] == "rank" and type(record.get("step")) is int:
+                        self._rows[rank].append(record)
+                    elif record["kind"] == "device":
+                        self._devices[rank].append(record)
+        self._read_loads(attempt)
+
+    def _read_loads(self, attempt: Path) -> None:
+        if self._experts is None:
+            self._experts = RecordTail(layout.experts_records(attempt), begin=16 * TAIL)
+        for found in self._experts.read():
+            if found.again:
+                self._loads = {}
+            for record in found.items:
+                layer, step, first, load = (record.get(name) for name in ("layer", "step", "first", "load"))
+                if not (type(layer) is int and type(step) is int and isinstance(load, list)):
+                    continue
+                loads = self._loads.setdefault(layer, deque(maxlen=RECENT))
+                if not first:
+                    loads.append(ExpertLoad(layer, step, tuple(load)))
+                elif loads and loads[-1].step == step and len(loads[-1].tokens) == first:
+                    loads[-1] = ExpertLoad(layer, step, (*loads[-1].tokens, *load))
+
+    def _pulse(self, rank: int, nodes: Sequence[str], ranks: int) -> Pulse:
+        rows = self._rows[rank]
+        names = dict.fromkeys(name for row in rows for name in row if name not in ("seq", "t", "kind", "step"))
+        per_node = max(1, -(-ranks // len(nodes))) if nodes else 1
+        return Pulse(
+            rank=rank,
+            node=nodes[rank // per_node] if rank // per_node < len(nodes) else "",
+            times=np.array([row["t"] for row in rows], float),
+            steps=np.array([row["step"] for row in rows], np.int64),
+            metrics={name: np.array([_value(row, name) for row in rows], float) for name in names},
+            devices=tuple(self._devices[rank]),
+        )
+
+
+def _value(row: Mapping[str, Any], name: str) -> float:
+    found = metric(row.get(name))
+    return float("nan") if found is None else found
+
+
+def _disk(run: Path) -> Disk | None:
+    try:
+        usage = shutil.disk_usage(run)
+    except OSError:
+        return None
+    return Disk(str(run), usage.free, usage.total, _newest_checkpoint(run))
+
+
+def _newest_checkpoint(run: Path) -> int:
+    """Bytes of the newest complete checkpoint, as the sizes of its files say; 0 if there is none."""
+    marked = [path.parent for path in (run / "checkpoints").glob("step-*/COMPLETE")]
+    steps = [(int(name), path) for path in marked if (name := path.name.removeprefix("step-")).isdecimal()]
+    if not steps:
+        return 0
+    try:
+        return sum(path.stat().st_size for path in max(steps)[1].rglob("*") if path.is_file())
+    except OSError:  # removed meanwhile
+        return 0

@@ -1,0 +1,249 @@
+"""Findings on generated histories: each fault is found, soon, and for what it is; a healthy run is left in peace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from monitoring.detectors import curve, detect, experts, hardware, ranks, run
+from monitoring.evidence import Disk, Evidence, Pulse
+from monitoring.findings import Finding, Severity, ordered, worst
+from monitoring.goodput import Bucket, Span, totals
+from monitoring.history import Series
+from monitoring.outlook import Outlook
+from monitoring.snapshot import Attempt, ExpertLoad, Snapshot
+
+BEGAN = 1_763_800_000.0
+
+
+def healthy(count: int, seed: int, noise: float = 0.03, step_s: float = 1.0) -> dict[str, np.ndarray]:
+    """The metrics of a training that goes well: warm-up, a power law, noise that is no bell curve, a cosine."""
+    dice, step = np.random.default_rng(seed), np.arange(1, count + 1)
+    loss = 2.2 + 8.5 * (step + 20.0) ** -0.35
+    loss = loss * (1 + noise * dice.standard_t(10, count) / 1.12)
+    rate = np.minimum(1, step / 100) * (0.55 + 0.45 * np.cos(np.pi * step / (count * 1.3)))
+    speed = 4096 / step_s * (1 + 0.04 * dice.standard_normal(count))
+    speed[::50] *= 0.6  # a checkpoint, an evaluation
+    memory = np.maximum.accumulate(10 * (1 - np.exp(-step / 5)) + 0.01 * dice.random(count))
+    return {"loss": loss, "lr": rate * 3e-4, "tokens_per_s": speed, "peak_memory_gib": memory}
+
+
+def evidence(metrics: dict[str, np.ndarray], *, step_s: float = 1.0, late: float = 1.0, **more: object) -> Evidence:
+    """A running attempt that recorded these, ``late`` seconds ago."""
+    count = len(next(iter(metrics.values()))) if metrics else 0
+    steps, times = np.arange(1, count + 1), BEGAN + 20 + step_s * np.arange(1, count + 1)
+    now = float(times[-1] if count else BEGAN) + late
+    known = {"folder": Path("x"), "name": "x", "id": "x", "now": now, "state": "running"}
+    snapshot = Snapshot(**known, attempts=(Attempt(0, began=BEGAN, nodes=("a", "b")),))
+    series = {name: Series(steps, values) for name, values in metrics.items()}
+    return Evidence(snapshot, steps=steps, times=times, series=series, began=BEGAN, **more)  # type: ignore[arg-type]
+
+
+def kinds(found: list[Finding]) -> set[str]:
+    return {finding.kind for finding in found}
+
+
+def test_a_healthy_run_is_left_in_peace() -> None:
+    looks, alarms = 0, []
+    for seed in range(40):
+        whole = healthy(6000, seed, noise=(0.01, 0.03, 0.06, 0.1)[seed % 4])
+        for count in (5, 60, 300, 1000, 2500, 6000):
+            looks += 1
+            alarms += detect(evidence({name: values[:count] for name, values in whole.items()}))
+    assert len(alarms) <= looks / 100, [f"{each.kind}: {each.title} {each.evidence}" for each in alarms]
+
+
+def delay(break_it: Callable[[np.ndarray], np.ndarray], kind: str, seed: int) -> int | None:
+    """Steps from the fault at step 3,000 until the detector tells of it."""
+    whole = healthy(3400, seed)
+    whole["loss"] = np.concatenate([whole["loss"][:3000], break_it(whole["loss"][3000:])])
+    for count in range(3001, 3401, 10 if kind != "loss_spike" else 1):
+        found = detect(evidence({name: values[:count] for name, values in whole.items()}))
+        if kind in kinds(found):
+            return count - 3000
+    return None
+
+
+@pytest.mark.parametrize(
+    ("break_it", "kind", "steps"),
+    [
+        (lambda loss: np.where(np.arange(len(loss)) == 0, loss * 2, loss), "loss_spike", 1),
+        (lambda loss: np.full_like(loss, math.nan), "not_finite", 1),
+        (lambda loss: loss + np.minimum(np.arange(len(loss)) / 100, 2.0), "divergence", 250),
+    ],
+    ids=["spike", "nan", "divergence"],
+)
+def test_a_loss_that_goes_wrong_is_told_soon(
+    break_it: Callable[[np.ndarray], np.ndarray], kind: str, steps: int
+) -> None:
+    found = [delay(break_it, kind, seed) for seed in range(3)]
+    assert all(each is not None and each <= steps for each in found), found
+
+
+def test_a_spike_is_none_once_the_news_is_old() -> None:
+    whole = healthy(4000, 0)
+    whole["loss"][3000] *= 3
+    assert not list(curve.spike(evidence(whole)))
+
+
+def test_a_loss_that_gains_nothing_is_a_plateau_and_one_at_the_end_of_its_schedule_is_not() -> None:
+    whole = healthy(12000, 1, noise=0.01)
+    whole["loss"][6000:] = 2.6 + 0.02 * np.random.default_rng(0).standard_normal(6000)
+    whole["lr"] = np.full(12000, 3e-4)
+    assert [found.severity for found in curve.plateau(evidence(whole))] == [Severity.info]
+    assert not list(curve.plateau(evidence({**whole, "lr": np.linspace(3e-4, 0, 12000)})))
+
+
+def test_an_evaluation_that_falls_out_of_line_is_told() -> None:
+    values = 3 * np.arange(1, 31.0) ** -0.1
+    series = {"validation_loss": Series(np.arange(1, 31) * 100, values)}
+    assert not list(curve.evaluation_out_of_line(evidence({}, late=0).__class__(evidence({}).snapshot, series=series)))
+    series = {"validation_loss": Series(series["validation_loss"].steps, np.append(values[:-1], values[-1] + 0.4))}
+    (found,) = curve.evaluation_out_of_line(Evidence(evidence({}).snapshot, series=series))
+    assert "3,000" in found.title and "above" in found.evidence
+
+
+# -- ranks -------------------------------------------------------------------------------------------------------
+
+
+def pulses(
+    *, slow: int | None = None, part: str = "optimizer_s", silent: int | None = None, count: int = 4
+) -> list[Pulse]:
+    """Ranks of which each step takes all the same time, as in training they do."""
+    dice, found = np.random.default_rng(0), []
+    steps = np.arange(10, 310, 10)
+    for rank in range(count):
+        metrics = {"step_s": np.full(len(steps), 1.0), "data_s": np.full(len(steps), 0.01)}
+        metrics["optimizer_s"] = 0.1 * (1 + 0.05 * dice.standard_normal(len(steps)))
+        if rank == slow:
+            metrics[part] = metrics[part] + 0.2
+        kept = slice(0, 10) if rank == silent else slice(None)
+        times = BEGAN + 20 + steps.astype(float)
+        columns = {name: values[kept] for name, values in metrics.items()}
+        found.append(Pulse(rank, ("a", "b")[rank // 2], times[kept], steps[kept], columns))
+    return found
+
+
+@pytest.mark.parametrize("part", ["optimizer_s", "data_s"])
+def test_the_rank_that_others_wait_for_is_named_with_its_node(part: str) -> None:
+    whole = healthy(310, 0)
+    assert not list(ranks.straggler(evidence(whole, pulses=pulses())))
+    (found,) = ranks.straggler(evidence(whole, pulses=pulses(slow=3, part=part)))
+    assert (found.rank, found.node, found.about) == (3, "b", part.removesuffix("_s"))
+    assert "job.exclude=b" in found.do
+
+
+def test_a_rank_that_went_silent_is_named() -> None:
+    assert not list(ranks.dead_rank(evidence(healthy(310, 0), pulses=pulses())))
+    (found,) = ranks.dead_rank(evidence(healthy(310, 0), pulses=pulses(silent=2)))
+    assert (found.rank, found.node, found.severity) == (2, "b", Severity.critical)
+
+
+def test_silence_is_a_stall_only_beyond_what_the_trainer_allows_itself() -> None:
+    def found(late: float, *events: dict[str, object]) -> bool:
+        return bool(list(ranks.stall(evidence(healthy(200, 0), late=late, events=events))))
+
+    last = BEGAN + 20 + 200
+    saving = {"event": "checkpoint_begin", "t": last + 0.1}
+    evaluating = {"event": "evaluation_begin", "t": last + 0.1}
+    assert not found(300) and found(400)
+    assert not found(3000, saving) and found(4000, saving)
+    assert not found(3000, evaluating) and found(4000, evaluating)
+    assert not found(300, {"event": "checkpoint", "t": last + 0.1}) and found(400, {"event": "checkpoint", "t": last})
+
+
+def test_a_start_is_given_time_and_a_run_that_waits_for_nodes_does_not_stall() -> None:
+    assert not list(ranks.stall(evidence({}, late=1500)))
+    assert list(ranks.stall(evidence({}, late=2000)))
+    waiting = evidence(healthy(200, 0), late=9000)
+    assert not list(ranks.stall(replace(waiting, snapshot=replace(waiting.snapshot, state="requeued"))))
+
+
+def test_fewer_tokens_a_second_are_told_with_the_part_that_grew() -> None:
+    whole = healthy(1000, 0)
+    whole["tokens_per_s"][-60:] *= 0.6
+    whole["forward_s"] = np.full(1000, 0.3)
+    whole["backward_s"] = np.where(np.arange(1000) >= 940, 1.0, 0.6)
+    (found,) = ranks.throughput_drop(evidence(whole))
+    assert "backward_s" in found.evidence and "fewer" in found.title
+
+
+# -- experts, hardware, course -----------------------------------------------------------------------------------
+
+
+def loads(shares: list[float], count: int = 6) -> dict[int, list[ExpertLoad]]:
+    return {2: [ExpertLoad(2, 1000 + 10 * n, tuple(int(s * 1000) for s in shares)) for n in range(count)]}
+
+
+def test_experts_that_get_nothing_and_routers_that_use_few() -> None:
+    assert not detect(replace(evidence({}), loads=loads([1.2, 0.8, 1.1, 0.9])))
+    assert kinds(list(experts.dead_expert(replace(evidence({}), loads=loads([1, 0, 1, 0.02]))))) == {
+        "dead_expert",
+        "starved_expert",
+    }
+    one_of_many = loads([1.0] + [0.001] * 15)
+    assert kinds(list(experts.routing_collapse(replace(evidence({}), loads=one_of_many)))) == {"routing_collapse"}
+
+
+def device(rank: int, **fields: float) -> Pulse:
+    now = BEGAN + 21
+    records = [{"t": now - 590 + 10 * n, **fields} for n in range(59)]
+    return Pulse(rank, "a", np.empty(0), np.empty(0, np.int64), {}, records)
+
+
+def test_gpus_that_idle_or_are_hot() -> None:
+    assert not list(hardware.idle_gpu(evidence({}, pulses=[device(0, gpu_util=0.9)])))
+    assert [f.rank for f in hardware.idle_gpu(evidence({}, pulses=[device(1, gpu_util=0.01)]))] == [1]
+    assert not list(hardware.hot_gpu(evidence({}, pulses=[device(0, temperature_c=70, throttled=0)])))
+    assert len(list(hardware.hot_gpu(evidence({}, pulses=[device(0, temperature_c=92)])))) == 1
+    (found,) = hardware.hot_gpu(evidence({}, pulses=[device(0, temperature_c=70, throttled=1)]))
+    assert "throttled" in found.title
+
+
+def test_memory_that_grows_without_end() -> None:
+    whole = healthy(2000, 0)
+    whole["peak_memory_gib"] = 10 + np.arange(2000) / 500
+    (found,) = hardware.memory_growth(evidence(whole))
+    assert found.kind == "memory_growth"
+
+
+def test_a_disk_that_takes_no_other_checkpoint() -> None:
+    def found(free: int) -> list[Severity]:
+        disk = Disk("x", free << 30, 1000 << 30, checkpoint=10 << 30)
+        return [each.severity for each in hardware.disk_nearly_full(evidence({}, disk=disk))]
+
+    assert (found(500), found(25), found(5)) == ([], [Severity.warning], [Severity.critical])
+
+
+def test_nodes_that_do_not_train_and_what_to_do_about_it() -> None:
+    def outlook(repeated: float) -> Outlook:
+        spans = (Span(Bucket.training, 0, 10_000), Span(Bucket.repeated, 10_000, 10_000 + repeated))
+        return Outlook(spans, totals(spans), best_interval=1800.0)
+
+    given = evidence({})
+    good = replace(given, snapshot=replace(given.snapshot, outlook=outlook(1000)))
+    assert not list(run.low_goodput(good))
+    (found,) = run.low_goodput(replace(given, snapshot=replace(given.snapshot, outlook=outlook(9000))))
+    assert "repeated" in found.evidence and "30:00" in found.evidence and "every_steps" in found.do
+
+
+def test_attempt_after_attempt_is_a_storm() -> None:
+    given = evidence({}, late=0)
+    tried = tuple(Attempt(n, began=BEGAN - 60 * n, ended=BEGAN, cause="node_failure") for n in range(5))
+    (found,) = run.requeue_storm(replace(given, snapshot=replace(given.snapshot, attempts=tried)))
+    assert "5 attempts" in found.title and "node failure" in found.evidence
+    assert not list(run.requeue_storm(replace(given, snapshot=replace(given.snapshot, attempts=tried[:2]))))
+
+
+def test_the_worst_comes_first_and_one_finding_keeps_its_key() -> None:
+    one = Finding("a", Severity.info, "x", "y", since=5.0)
+    other = Finding("b", Severity.critical, "x", "y", since=1.0, node="n1", rank=3, about="data")
+    assert ordered([one, other]) == [other, one]
+    assert worst([one, other]) is Severity.critical and worst([]) is None
+    assert other.key == "b:n1:rank-3:data" == replace(other, title="z", since=9.0).key
+    assert other.to_json()["severity"] == "critical"
