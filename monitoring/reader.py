@@ -43,6 +43,11 @@ class Reader:
         self._judged = -math.inf
         self._findings: tuple[Finding, ...] = ()
 
+    @property
+    def history(self) -> History:
+        """What curves are made from; each ``read`` refreshes it."""
+        return self._history
+
     def read(self, job: JobState | None = None, now: float | None = None) -> Snapshot:
         """The run as it is now.
 

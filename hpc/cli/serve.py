@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import getpass
 import json
 import secrets
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,7 +107,7 @@ def source(root: Path) -> Source:
         runs=lambda: [run.folder for run in runs.every(root)],
         rows=_rows,
         jobs=_jobs,
-        sweeps=lambda: [_sweep(each) for each in sweep.every(root)],
+        sweeps=lambda: list(_sweeps(root)),
         configuration=_configuration,
     )
 
@@ -129,8 +130,10 @@ def _configuration(folder: Path) -> Mapping[str, Any]:
     return flat(read_config(Run(folder)))
 
 
-def _sweep(found: sweep.Sweep) -> Sweep:
+def _sweeps(root: Path) -> Iterator[Sweep]:
     from monitoring.web.source import Member, Sweep
 
-    members = [Member(n, each.name, found.run(n).folder, each.changes) for n, each in enumerate(found.members)]
-    return Sweep(found.folder, found.cancelled, members)
+    for found in sweep.every(root):
+        with contextlib.suppress(Refused):  # of another version, or removed just now
+            members = [Member(n, each.name, found.run(n).folder, each.changes) for n, each in enumerate(found.members)]
+            yield Sweep(found.folder, found.cancelled, members)

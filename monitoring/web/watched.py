@@ -16,7 +16,8 @@ from monitoring.curves import Curves
 from monitoring.experts import ExpertLoads, Experts
 from monitoring.history import read_json
 from monitoring.ranks import Ranks, RankTimes
-from monitoring.snapshot import JobState, Reader, Snapshot
+from monitoring.reader import Reader
+from monitoring.snapshot import JobState, Snapshot
 from monitoring.tail import RecordTail
 
 FRESH = 1.0  # seconds for which what was read is new enough for everybody
