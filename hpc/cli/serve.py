@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     if args.port is not None and args.port not in PORTS:
         raise Refused(f"--port {args.port}: there is no such port. Allowed: 1 to {PORTS[-1]}; left out, a free one")
 
-    from monitoring.web.pages import application
+    from monitoring.web.pages import ACKNOWLEDGE, application
     from monitoring.web.security import Guard
     from monitoring.web.server import serve
 
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     token = secrets.token_urlsafe(32)
     with _place(args) as place:
         ended_by = serve(
-            lambda closing: Guard(application(source(root), closing), token),
+            lambda closing: Guard(application(source(root), closing), token, written=(ACKNOWLEDGE,)),
             place,
             ready=lambda: _tell(place, token, root, as_json=args.json),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -42,6 +42,7 @@ def plain(value: Any) -> Any:
         return {text(str(key)): plain(each) for key, each in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    assert isinstance(value, Iterable)
     return [plain(each) for each in value]
 
 

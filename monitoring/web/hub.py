@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monitoring import acknowledged as notes
 from monitoring.snapshot import ENDED, Snapshot
 from monitoring.tail import last_value
 from monitoring.web import views
@@ -41,6 +42,7 @@ class Hub:
         self._watched: dict[Path, Watched] = {}
         self._rows: dict[Path, tuple[float, Row]] = {}
         self._details: dict[Path, tuple[float, dict[str, Any]]] = {}
+        self._lasts: dict[Path, dict[str, float | None]] = {}
         self._counting = threading.Lock()
 
     # -- which runs there are --
@@ -121,7 +123,8 @@ class Hub:
             rows = self._read_rows(list(runs.values()))
             self._look_closer(rows)
             sweeps = {key(each.folder): each for each in self._sweeps()}
-            sections: dict[str, Any] = {"sweeps": [views.sweep_line(name, each) for name, each in sweeps.items()]}
+            sections: dict[str, Any] = {"order": [name for name, folder in runs.items() if folder in rows]}
+            sections["sweeps"] = [views.sweep_line(name, each) for name, each in sweeps.items()]
             for name, folder in runs.items():
                 if (row := rows.get(folder)) is not None:
                     sections[f"run:{name}"] = views.line(name, row, self._details.get(folder, (0.0, {}))[1])
@@ -169,10 +172,24 @@ class Hub:
             jobs = self.jobs(list(self._list().values()))
             snapshot = watched.snapshot(jobs.get(folder))
             (row,) = self.source.rows([folder], jobs)
-            return views.run(name, snapshot, row, watched.curves(), self._sweep_of(folder))
+            seen = notes.read(folder)
+            return views.run(name, snapshot, row, watched.metrics(), self._sweep_of(folder), seen)
         except (Gone, FileNotFoundError) as error:
             self.forget(folder)
             raise Gone(str(error)) from error
+
+    def acknowledge(self, name: str, finding: str, *, acknowledged: bool) -> None:
+        """Note that a person has seen a finding that there is now, or take that back.
+
+        Raises:
+            Unknown: if there is no such run or finding.
+            Gone, OSError: if it cannot be read, or written.
+        """
+        watched = self.watched(name)
+        found = {each.key for each in watched.snapshot().findings} | set(notes.read(watched.folder))
+        if finding not in found:
+            raise Unknown(finding)
+        notes.write(watched.folder, finding, acknowledged=acknowledged)
 
     def snapshots(self) -> list[Snapshot]:
         """Of the runs that are open: for whoever exports figures of live runs."""
@@ -204,9 +221,17 @@ class Hub:
             members = []
             for member in sweep.members:
                 row = rows.get(member.folder)
-                validation = last_value(member.folder, "validation_loss") if row else None
-                members.append(views.member(member, row, validation, cancelled=sweep.cancelled))
+                last = self._last(member.folder, row) if row else {}
+                members.append(views.member(member, row, last, cancelled=sweep.cancelled))
             return {"name": name, "cancelled": sweep.cancelled, "members": members}
+
+    def _last(self, folder: Path, row: Row) -> dict[str, float | None]:
+        """The newest losses that a run recorded; of one that has ended, as they were when it was first asked."""
+        if (known := self._lasts.get(folder)) is not None and row.state in ENDED:
+            return known
+        found = {name: last_value(folder, name) for name in ("loss", "validation_loss")}
+        self._lasts[folder] = found
+        return found
 
     def differences(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """In which settings the configurations of runs differ: a value for each run, None where it has none.
@@ -218,4 +243,3 @@ class Hub:
         paths = dict.fromkeys(path for each in found for path in each)
         table = [{"path": path, "values": [each.get(path) for each in found]} for path in paths]
         return [row for row in table if any(value != row["values"][0] for value in row["values"])]
-

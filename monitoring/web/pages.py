@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import orjson
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
@@ -30,6 +31,8 @@ ALIVE = 15.0  # seconds after which a stream that has nothing to say says so: wh
 IDLE = 60.0  # seconds after which what nobody asked for is forgotten
 POINTS = 4000  # of a curve, at most
 COMPARED = 12  # runs, at most
+ACKNOWLEDGE = "/api/acknowledge"  # all that may be posted to
+LONGEST = 4096  # bytes of what is posted
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -57,12 +60,14 @@ class Pages:
             Route("/static/{version}/{name:path}", self.static),
             Route("/events", _told(self.events)),
             Route("/api/curve", _told(self.curve)),
+            Route("/api/metrics", _told(self.metrics)),
             Route("/api/ranks", _told(self.ranks)),
             Route("/api/experts", _told(self.experts)),
             Route("/api/devices", _told(self.devices)),
             Route("/api/log", _told(self.log)),
             Route("/api/sweep", _told(self.sweep)),
             Route("/api/differences", _told(self.differences)),
+            Route(ACKNOWLEDGE, _told(self.acknowledge), methods=["POST"]),
         ]
 
     # -- files --
@@ -128,7 +133,7 @@ class Pages:
         return self._states[name]
 
     async def _follow(self, name: str | None, log: str | None) -> _Follow | None:
-        if name is None or log is None:
+        if name is None or not log:
             return None
         return _Follow(await self._log_path(name, log))
 
@@ -160,6 +165,10 @@ class Pages:
             "bad": [int(each) + place for each in shown.nan[place:].nonzero()[0]],
         }
         return _json({"curve": curve, "ghosts": found["ghosts"], "history": found["history"]})
+
+    async def metrics(self, request: Request) -> Response:
+        run = await in_thread(self.hub.watched, request.query_params.get("run", ""))
+        return _json({"names": await in_thread(run.metrics)})
 
     async def ranks(self, request: Request) -> Response:
         low, high = _number(request.query_params, "low", -math.inf), _number(request.query_params, "high", math.inf)
@@ -200,6 +209,23 @@ class Pages:
         if not 0 < len(names) <= COMPARED:
             raise Mistake(f"run: 1 to {COMPARED} of them")
         return _json({"runs": names, "differences": await in_thread(self.hub.differences, names)})
+
+    async def acknowledge(self, request: Request) -> Response:
+        """Note that a finding was seen: ``{"run", "finding", "acknowledged"}``."""
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > LONGEST:
+                raise Mistake(f"more than {LONGEST} bytes")
+        try:
+            said = orjson.loads(body)
+            run, finding, on = said["run"], said["finding"], said["acknowledged"]
+        except (ValueError, TypeError, KeyError):
+            raise Mistake('must be JSON: {"run": TEXT, "finding": TEXT, "acknowledged": true or false}') from None
+        if not (isinstance(run, str) and isinstance(finding, str) and isinstance(on, bool)):
+            raise Mistake("run and finding: must be text; acknowledged: true or false")
+        await in_thread(lambda: self.hub.acknowledge(run, finding, acknowledged=on))
+        return _json({"acknowledged": on})
 
 
 class _Follow:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from monitoring.goodput import Span
 from monitoring.snapshot import Snapshot
 from monitoring.web.source import Member, Row, Sweep, key
+
+SPANS = 600  # of a timeline, at most: a screen has no more columns that one could tell apart
 
 
 def line(name: str, row: Row, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +64,14 @@ def sparkline(values: np.ndarray, most: int = 48) -> list[float]:
     return [float(np.median(part)) for part in np.array_split(finite, most)]
 
 
-def run(name: str, snapshot: Snapshot, row: Row, metrics: Sequence[str], sweep: str | None) -> dict[str, Any]:
+def run(
+    name: str,
+    snapshot: Snapshot,
+    row: Row,
+    metrics: Sequence[str],
+    sweep: str | None,
+    acknowledged: Collection[str] = (),
+) -> dict[str, Any]:
     """The sections of a run's page, each sent when it has changed."""
     outlook, job = snapshot.outlook, snapshot.job
     finite = snapshot.loss.values[np.isfinite(snapshot.loss.values)]
@@ -95,11 +106,11 @@ def run(name: str, snapshot: Snapshot, row: Row, metrics: Sequence[str], sweep: 
             "loss_min": float(finite.min()) if len(finite) else None,
             "lost_steps": snapshot.lost_steps,
         },
-        "findings": [each.to_json() for each in snapshot.findings],
+        "findings": [each.to_json() | {"acknowledged": each.key in acknowledged} for each in snapshot.findings],
         "attempts": snapshot.attempts,
         "goodput": {
             "seconds": {bucket.value: seconds for bucket, seconds in outlook.seconds.items()},
-            "spans": [(each.bucket, each.begin, each.end, each.attempt) for each in outlook.spans],
+            "spans": timeline(outlook.spans),
             "ettr": outlook.ettr,
             "ettr_on_nodes": outlook.ettr_on_nodes,
             "failures": outlook.failures,
@@ -117,6 +128,25 @@ def run(name: str, snapshot: Snapshot, row: Row, metrics: Sequence[str], sweep: 
     }
 
 
+def timeline(spans: Sequence[Span], most: int = SPANS) -> list[tuple[str, float, float, int | None]]:
+    """Bucket, begin, end and attempt of each span; of more than ``most`` what each part of the time was mostly."""
+    if len(spans) <= most:
+        return [(each.bucket.value, round(each.begin, 2), round(each.end, 2), each.attempt) for each in spans]
+    begins = np.array([each.begin for each in spans])
+    edges = np.linspace(spans[0].begin, spans[-1].end, most + 1)
+    found: list[tuple[str, float, float, int | None]] = []
+    for low, high in pairwise(edges):
+        first = max(0, int(np.searchsorted(begins, low, "right")) - 1)
+        here = spans[first : max(first + 1, int(np.searchsorted(begins, high, "left")))]
+        longest = max(here, key=lambda each: min(each.end, high) - max(each.begin, low))
+        bucket, attempt = longest.bucket.value, longest.attempt
+        if found and found[-1][0] == bucket and found[-1][3] == attempt:
+            found[-1] = (bucket, found[-1][1], round(float(high), 2), attempt)
+        else:
+            found.append((bucket, round(float(low), 2), round(float(high), 2), attempt))
+    return found
+
+
 def _flat(value: Any) -> bool:
     return isinstance(value, str | int | float)
 
@@ -126,7 +156,7 @@ def sweep_line(name: str, sweep: Sweep) -> dict[str, Any]:
     return {"key": name, "id": sweep.folder.name, "runs": len(sweep.members), "begun": begun}
 
 
-def member(member: Member, row: Row | None, validation: float | None, *, cancelled: bool) -> dict[str, Any]:
+def member(member: Member, row: Row | None, last: Mapping[str, float | None], *, cancelled: bool) -> dict[str, Any]:
     """A run of a sweep; one that has not begun has no figures."""
     return {
         "number": member.number,
@@ -136,8 +166,8 @@ def member(member: Member, row: Row | None, validation: float | None, *, cancell
         "state": row.state if row else "cancelled" if cancelled else "not begun",
         "step": row.step if row else None,
         "tokens": row.tokens if row else None,
-        "loss": row.loss if row else None,
-        "validation_loss": validation,
+        "loss": last.get("loss"),
+        "validation_loss": last.get("validation_loss"),
         "tokens_per_s": row.tokens_per_s if row else None,
     }
 

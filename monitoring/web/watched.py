@@ -71,9 +71,10 @@ class Watched:
             ghosts = self._curves.ghosts(name, axis=axis, low=low, high=high, most=max(50, most // 4))
             return {"envelope": found, "ghosts": ghosts, "history": self._generation()}
 
-    def curves(self) -> list[str]:
-        """The names of all metrics."""
+    def metrics(self) -> list[str]:
+        """Their names, in the order in which they first appeared."""
         with self._lock:
+            self._refreshed(None)
             return self._curves.names()
 
     def ranks(self) -> RankTimes:
