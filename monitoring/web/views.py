@@ -52,6 +52,7 @@ def details(snapshot: Snapshot) -> dict[str, Any]:
         "ettr": snapshot.outlook.ettr,
         "updated": snapshot.updated,
         "findings": [{"severity": each.severity, "title": each.title} for each in snapshot.findings],
+        "loss": float(snapshot.loss.values[-1]) if len(snapshot.loss.values) else None,
         "spark": sparkline(snapshot.loss.values),
     }
 

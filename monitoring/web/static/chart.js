@@ -84,7 +84,7 @@ export class Chart {
       const stroke = colour(`--line-${number % 6}`), dash = DASHES[number % DASHES.length];
       const y = (values) => values.map((value) => (value === null || !Number.isFinite(value) || (this.options.log && value <= 0) ? null : value));
       const [low, high] = [y(curve.low), y(curve.high)];
-      const line = { label: curve.label, stroke, dash, width: 1.6, spanGaps: true, points: { show: curve.x.length < 2 } };
+      const line = { label: curve.label, stroke, dash, width: 1.6, spanGaps: true, points: { show: curve.x.length < 40, size: 5 } };
       const edge = { stroke: "transparent", width: 0, spanGaps: true, points: { show: false } };
       if (low.every((value, i) => value === high[i])) {
         tables.push([curve.x, low]);
@@ -116,7 +116,7 @@ export class Chart {
       cursor: { sync: { key: `${SYNC}-${axis}` }, drag: { x: true, y: false, setScale: false }, points: { size: 7 } },
       scales: { x: { time: false }, y: log ? { distr: 3 } : {} },
       axes: [
-        { ...axes, space: 70, values: (_, values) => values.map((value) => (axis === "hours" ? figure(value).replace(/\.?0+$/, "") || "0" : count(value))) },
+        { ...axes, size: 34, space: 70, values: (_, values) => values.map((value) => (axis === "hours" ? figure(value).replace(/\.?0+$/, "") || "0" : count(value))) },
         { ...axes, size: 62, values: (_, values) => values.map((value) => (value === null ? null : short(value))) },
       ],
       hooks: {

@@ -12,6 +12,9 @@ function fill(node, attributes, children) {
   return node;
 }
 
+/** What a node holds from now on; null and false are nothing. */
+export const put = (node, ...children) => node.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+
 /** An element. Attributes that are null or false are left out; those that begin with "on" are listeners. */
 export const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
 export const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);

@@ -145,14 +145,14 @@ function cells(run, chosen, choose) {
     el("td", { class: "pick" }, box),
     el("th", { scope: "row", "data-label": "Run" }, el("a", { href: place(run), "data-part": "link", class: "name" }, el("span", {}, name), el("span", { class: "id" }, id)),
       run.tags.length || run.note ? el("span", { class: "tags" }, run.tags.map((tag) => el("span", { class: "tag" }, `#${tag}`)), run.note) : null),
-    el("td", { "data-label": "State" }, badge(run.state), run.emulated ? el("span", { class: "badge emulated" }, "EMULATED") : null,
+    el("td", { "data-label": "State", class: "stand" }, badge(run.state), run.emulated ? el("span", { class: "badge emulated" }, "EMULATED") : null,
       run.reason ? el("span", { class: "reason", title: run.reason }, run.reason) : null),
     el("td", { "data-label": "Progress", class: "going" }, bar(run), el("span", { class: "quiet" }, run.step === null ? "no step yet" : `step ${whole(run.step)}`)),
     el("td", { "data-label": "Loss", class: "number loss" }, spark(run.spark), el("span", { class: loss !== null && !Number.isFinite(loss) && "bad" }, figure(run.loss))),
     el("td", { "data-label": "Tokens/s", class: "number" }, count(run.tokens_per_s)),
     el("td", { "data-label": "ETA", class: "number" }, ENDED.includes(run.state) ? "–" : duration(run.eta_s)),
     el("td", { "data-label": "Goodput", class: "number" }, percent(run.ettr, 0)),
-    el("td", { "data-label": "Findings" }, findings(run.findings)),
+    el("td", { "data-label": "Findings", class: !run.findings?.length && "empty" }, findings(run.findings)),
   ];
 }
 

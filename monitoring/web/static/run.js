@@ -1,11 +1,11 @@
-import { badge, checkbox, crumbs, el, field, section, select, table, wide } from "./dom.js";
+import { badge, checkbox, crumbs, el, field, put, section, select, table, wide } from "./dom.js";
 import { follow, get, now, post, query } from "./data.js";
 import { bar } from "./overview.js";
 import { Chart, joined } from "./chart.js";
 import { Heat } from "./heat.js";
 import { Log } from "./log.js";
 import { attempts, goodput } from "./timeline.js";
-import { clock, count, duration, figure, num, percent, plural, spaced, whole } from "./words.js";
+import { ago, clock, count, duration, figure, num, percent, plural, spaced, whole } from "./words.js";
 
 const FIRST = ["loss", "validation_loss", "tokens_per_s", "grad_norm"]; // metrics shown unless others are chosen
 const SECTIONS = [["curves", "Curves"], ["time", "Time"], ["ranks", "Ranks"], ["experts", "Experts"], ["devices", "Devices"], ["logs", "Logs"]];
@@ -73,7 +73,7 @@ function head(node, found) {
     if (job.ends && job.ends > now()) facts.push(`time limit in ${duration(job.ends - now())}`);
     if (job.seen && now() - job.seen > 30) facts.push(`Slurm was last heard ${duration(now() - job.seen)} ago`);
   } else if (found.job_id) facts.push(`job ${found.job_id}`);
-  node.replaceChildren(
+  put(node,
     el("h1", {}, found.key.slice(0, found.key.lastIndexOf("/") + 1), el("span", { class: "id" }, found.id)),
     el("p", { class: "states" }, badge(found.state), found.emulated ? el("span", { class: "badge emulated" }, "EMULATED") : null,
       el("span", {}, found.cluster), el("span", { class: "quiet" }, facts.join(", ")),
@@ -95,7 +95,7 @@ function progress(node, { progress: found, goodput: time, head: said }) {
     said?.done ? ["Goodput", percent(time?.ettr), "of the wall clock"] : ["ETA", duration(found.eta_s), left ? `with interruptions ${duration(left[0])} to ${duration(left[2])}` : "of training"],
     said?.done ? ["Lost", whole(found.lost_steps), "steps done again"] : ["Goodput", percent(time?.ettr), found.lost_steps ? plural(found.lost_steps, "lost step") : "no step lost"],
   ];
-  if (!said?.done && age !== null) tiles.push(["Last step", `${duration(age)} ago`, age > OLD ? "longer than a minute" : "", age > OLD]);
+  if (!said?.done && age !== null) tiles.push(["Last step", ago(age), age > OLD ? "longer than a minute" : "", age > OLD]);
   fill(node, el("div", { class: "wide-meter" }, bar(found)),
     el("dl", { class: "tiles" }, tiles.map(([name, value, words, bad]) => el("div", {}, el("dt", {}, name), el("dd", { class: bad && "bad" }, value), el("dd", { class: "quiet" }, words)))));
 }
@@ -107,6 +107,7 @@ function fill(node, ...children) {
 }
 
 function findings(node, found, key) {
+  const id = key.slice(key.lastIndexOf("/") + 1);
   const list = found.map((each) => {
     const acknowledged = Boolean(each.acknowledged);
     const where = [each.node && `node ${each.node}`, each.rank !== null && `rank ${each.rank}`].filter(Boolean).join(", ");
@@ -122,7 +123,7 @@ function findings(node, found, key) {
     return el("li", { class: `finding ${each.severity} ${acknowledged ? "acknowledged" : ""}` },
       el("p", { class: "title" }, el("b", { class: "severity" }, each.severity), ` ${each.title}`, acknowledged ? el("span", { class: "quiet" }, " (acknowledged)") : null),
       el("p", {}, each.evidence),
-      el("p", { class: "quiet" }, [`since ${clock(each.since)}`, where].filter(Boolean).join(", "), each.do ? [". To do: ", el("code", {}, each.do)] : null),
+      el("p", { class: "quiet" }, [`since ${clock(each.since)}`, where].filter(Boolean).join(", "), each.do ? [". To do: ", el("code", {}, each.do.replace(/\bRUN\b/g, id))] : null),
       button);
   });
   const old = node.querySelector(".problems");
@@ -288,7 +289,7 @@ function ranksPart(run) {
     },
   });
   const name = (row) => `rank ${found.ranks[row]}${found.nodes[row] ? ` on ${found.nodes[row]}` : ""}`;
-  const beside = el("div");
+  const beside = el("div", { class: "beside" });
   heat.node.hidden = true;
   const node = el("div", {}, heat.node, beside);
   lazy(node, async () => {
@@ -329,7 +330,7 @@ function expertsPart(run) {
     share: (row, column) => { const value = num(found.share[row][column]); return value === null || !Number.isFinite(value) ? null : value / 2; },
     say: (row, column) => `expert ${row}, from step ${whole(found.steps[column])}: ${figure(found.share[row][column])} of the fair share`,
   });
-  const tools = el("div", { class: "tools" }), beside = el("div");
+  const tools = el("div", { class: "tools" }), beside = el("div", { class: "beside" });
   heat.node.hidden = true;
   const node = el("div", {}, tools, heat.node, beside);
   const load = lazy(node, async () => {
@@ -377,7 +378,7 @@ function devicesPart(run) {
     beside.replaceChildren(wide("Devices", table("Newest of each rank of the newest attempt", [
       { title: "Rank", cell: (each) => String(each.rank) },
       { title: "Node", cell: (each) => each.node || null },
-      { title: "Told", number: true, cell: (each) => (each.t ? `${duration(now() - each.t)} ago` : null) },
+      { title: "Told", number: true, cell: (each) => (each.t ? ago(now() - each.t) : null) },
       ...names.map((name) => ({ title: spaced(name), number: true, cell: (each) => (typeof each[name] === "number" || num(each[name]) !== null ? figure(each[name]) : each[name] === undefined ? null : String(each[name])) })),
     ], ranks)));
     return plural(ranks.length, "rank");

@@ -43,7 +43,7 @@ export function show(main, given) {
     const head = columns.map(([id, title], i) => el("th", { scope: "col", class: i > 1 && "number", "aria-sort": sort.id === id ? (sort.down ? "descending" : "ascending") : null },
       el("button", { type: "button", class: "sort", "data-id": id, onclick: () => { sort = { id, down: sort.id === id && !sort.down }; rows(names); runs.querySelector(`[data-id="${CSS.escape(id)}"]`).focus(); } }, title)));
     const body = sorted.map((each) => el("tr", {},
-      el("th", { scope: "row" }, each.key ? box(each) : null, each.key ? el("a", { href: `/run?${query({ run: each.key })}` }, String(each.number)) : String(each.number)),
+      el("th", { scope: "row", class: "pick" }, each.key ? box(each) : null, each.key ? el("a", { href: `/run?${query({ run: each.key })}` }, String(each.number)) : String(each.number)),
       el("td", {}, badge(each.state)),
       names.map((id) => el("td", { class: "number" }, id in each.changes ? plain(each.changes[id]) : "–")),
       el("td", { class: "number" }, num(each.validation_loss) === best ? el("b", {}, `${figure(each.validation_loss)} lowest`) : figure(each.validation_loss)),
@@ -88,7 +88,7 @@ function axis(values) {
     return { at: (value) => (order.length > 1 ? order.indexOf(plain(value)) / (order.length - 1) : 0.5), ticks: order.map((text, i) => [order.length > 1 ? i / (order.length - 1) : 0.5, text]) };
   }
   const [low, high] = [Math.min(...known), Math.max(...known)];
-  const log = low > 0 && high / low > 30;
+  const log = low > 0 && high / low >= 10;
   const scale = (value) => (log ? Math.log(value) : value);
   const at = (value) => (high > low ? (scale(value) - scale(low)) / (scale(high) - scale(low)) : 0.5);
   const distinct = [...new Set(known)].sort((a, b) => a - b);
@@ -114,7 +114,8 @@ function scatter(members, parameter, metric, value) {
 
 /** A line a run through all that it changes and what came of it: the darker, the lower the metric. */
 function coordinates(members, names, metric, value) {
-  const axes = [...names, metric];
+  const several = names.filter((id) => new Set(members.map((each) => JSON.stringify(each.changes[id]))).size > 1);
+  const axes = [...several, metric];
   const lines = members.filter((each) => Number.isFinite(value(each, metric) ?? NaN));
   if (lines.length < 2 || axes.length < 3) return el("p", { class: "quiet" }, "Shown for two parameters and two runs with figures, or more.");
   const scales = new Map(axes.map((id) => [id, axis(lines.map((each) => value(each, id)))]));

@@ -29,8 +29,8 @@ export function goodput(found) {
         { title: "Time", number: true, cell: ([, seconds]) => duration(seconds) },
         { title: "Share", number: true, cell: ([, seconds]) => percent(seconds / total) },
         { title: "Meaning", cell: ([bucket]) => MEANING[bucket] ?? "" },
-      ], buckets)),
-      el("dl", { class: "facts" }, facts.map(([name, value, words]) => el("div", {}, el("dt", {}, name), el("dd", {}, el("b", {}, value), el("span", { class: "quiet" }, ` ${words}`)))))),
+      ], buckets, { class: "buckets" })),
+      el("dl", { class: "facts" }, facts.filter(([, value]) => value !== "–").map(([name, value, words]) => el("div", {}, el("dt", {}, name), el("dd", {}, el("b", {}, value), el("span", { class: "quiet" }, ` ${words}`)))))),
   ];
 }
 

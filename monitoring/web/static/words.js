@@ -37,6 +37,13 @@ export function duration(seconds) {
   return m ? `${m} min ${s} s` : `${s} s`;
 }
 
+/** How long ago, as roughly as one wants to know it. */
+export function ago(seconds) {
+  const all = Math.max(0, Math.round(seconds));
+  for (const [unit, size] of [["d", 86400], ["h", 3600], ["min", 60]]) if (all >= 2 * size) return `${Math.floor(all / size)} ${unit} ago`;
+  return `${all} s ago`;
+}
+
 export const percent = (share, digits = 1) =>
   share === null || share === undefined ? "–" : `${(Math.floor(share * 100 * 10 ** digits) / 10 ** digits).toFixed(digits)} %`;
 
