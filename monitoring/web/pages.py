@@ -247,7 +247,9 @@ class _Follow:
 
 def application(source: Source, closing: asyncio.Event | None = None) -> Starlette:
     """The page without its guard."""
-    return Starlette(routes=Pages(source, closing or asyncio.Event()).routes())
+    app = Starlette(routes=Pages(source, closing or asyncio.Event()).routes())
+    app.router.redirect_slashes = False  # an address is right or there is nothing at it
+    return app
 
 
 def _static() -> tuple[dict[str, tuple[bytes, str]], bytes]:

@@ -97,7 +97,7 @@ class Guard:
     def _known(self, headers: Headers) -> bool:
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
-            return _same(given.strip(), self._token)
+            return _same(given, self._token)
         return _same(_cookies(headers).get(self.cookie, ""), self._session.encode())
 
 
