@@ -57,7 +57,7 @@ def numbers(array: np.ndarray, digits: int = 7) -> list[Any]:
     if array.dtype.kind in "iub":
         return array.tolist()
     finite = np.isfinite(array)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         scale = 10.0 ** (digits - 1 - np.floor(np.log10(np.where(finite & (array != 0), np.abs(array), 1.0))))
         rounded = np.where(finite & np.isfinite(scale) & (scale > 0), np.round(array * scale) / scale, array)
     if finite.all():

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+PACE = 4.0  # an answer is good for so many times as long as it took: what is slow to read is read seldom
 
 
 async def in_thread(work: Callable[..., T], *args: Any) -> T:
@@ -46,7 +47,7 @@ class Shared(Generic[T]):
 
     Args:
         make: makes it.
-        seconds: for which an answer is good; one that took long is good for four times as long as it took.
+        seconds: for which an answer is good; one that took long is good for longer.
     """
 
     def __init__(self, make: Callable[[], Awaitable[T]], seconds: float) -> None:
@@ -64,5 +65,5 @@ class Shared(Generic[T]):
             if self._value is None or begun >= self._until:
                 self._value = await self._make()
                 ended = loop.time()
-                self._until = ended + max(self._seconds, 4 * (ended - begun))
+                self._until = ended + max(self._seconds, PACE * (ended - begun))
             return self._value

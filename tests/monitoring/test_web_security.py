@@ -51,7 +51,9 @@ def test_without_the_token_all_answers_are_the_same(stranger: TestClient, addres
     assert "set-cookie" not in answer.headers
 
 
-@pytest.mark.parametrize("given_token", ["", "x", TOKEN[:-1], TOKEN + "x", TOKEN.lower(), "\u00e9\u20ac", "%00", " " + TOKEN])
+@pytest.mark.parametrize(
+    "given_token", ["", "x", TOKEN[:-1], TOKEN + "x", TOKEN.lower(), "\u00e9\u20ac", "%00", " " + TOKEN]
+)
 def test_a_wrong_token_is_as_good_as_none(root: Path, given_token: str) -> None:
     client = browser(guarded(root))
     missing = client.get("/")
@@ -111,7 +113,16 @@ def test_data_is_never_stored(viewer: TestClient, address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "", "10.0.0.1", "localhost:99x"]
+    "host",
+    [
+        "evil.example",
+        "evil.example:8080",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "",
+        "10.0.0.1",
+        "localhost:99x",
+    ],
 )
 def test_a_name_that_somebody_lets_point_here_does_not_help(viewer: TestClient, host: str) -> None:
     assert viewer.get("/", headers={"host": host}).status_code == 421
@@ -123,7 +134,9 @@ def test_a_tunnel_may_begin_at_any_port_of_the_loopback(viewer: TestClient, host
     assert viewer.get("/", headers={"host": host}).status_code in (200, 401)
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://localhost", "http://localhost:1", "http://127.0.0.1"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "https://localhost", "http://localhost:1", "http://127.0.0.1"]
+)
 def test_another_sites_page_reads_and_writes_nothing(viewer: TestClient, origin: str) -> None:
     assert viewer.get("/", headers={"origin": origin}).status_code == 403
     body = {"run": RUN, "finding": "stall", "acknowledged": True}
@@ -141,7 +154,9 @@ def test_only_acknowledging_writes_and_only_from_the_page_itself(viewer: TestCli
             assert viewer.request(method, address, headers=own).status_code == 405, (method, address)
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"run": 1}', b'{"run":"a","finding":"b","acknowledged":1}', b"x" * 9000])
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{", b'{"run": 1}', b'{"run":"a","finding":"b","acknowledged":1}', b"x" * 9000]
+)
 def test_what_is_posted_is_checked(viewer: TestClient, body: bytes) -> None:
     answer = viewer.post(ACKNOWLEDGE, content=body, headers={"origin": "http://localhost"})
     assert answer.status_code == 400
@@ -156,7 +171,16 @@ UP = [
 
 @pytest.mark.parametrize("path", UP)
 def test_no_run_is_a_path(viewer: TestClient, path: str) -> None:
-    for address in ("/api/log", "/api/ranks", "/api/curve", "/api/experts", "/api/devices", "/api/metrics", "/api/differences", "/events"):
+    for address in (
+        "/api/log",
+        "/api/ranks",
+        "/api/curve",
+        "/api/experts",
+        "/api/devices",
+        "/api/metrics",
+        "/api/differences",
+        "/events",
+    ):
         answer = viewer.get(address, params={"run": path})
         assert answer.status_code == 404 and SECRET not in answer.text
     answer = viewer.get("/api/sweep", params={"sweep": path})
@@ -188,7 +212,23 @@ def asked(app: Guard, path: str) -> tuple[int, bytes]:
     return said[0]["status"], b"".join(each.get("body", b"") for each in said[1:])
 
 
-@pytest.mark.parametrize("log", ["0", "0/", "/0", "-1/0", "0/-1", "0/0/..", "../../secret.txt", "0/0\x00", "job.log", "0/1e3", "٣/0", "9" * 30 + "/0"])
+@pytest.mark.parametrize(
+    "log",
+    [
+        "0",
+        "0/",
+        "/0",
+        "-1/0",
+        "0/-1",
+        "0/0/..",
+        "../../secret.txt",
+        "0/0\x00",
+        "job.log",
+        "0/1e3",
+        "٣/0",
+        "9" * 30 + "/0",
+    ],
+)
 def test_a_log_is_named_by_numbers(viewer: TestClient, log: str) -> None:
     answer = viewer.get("/api/log", params={"run": RUN, "log": log})
     assert answer.status_code == 400 and SECRET not in answer.text
@@ -200,7 +240,9 @@ def test_a_log_that_is_a_link_to_elsewhere_is_not_read(root: Path, viewer: TestC
     assert answer.status_code == 503 and SECRET not in answer.text
 
 
-anything = st.text(max_size=40) | st.lists(st.sampled_from(["..", ".", "", "tiny", RUN, "attempts", "0", "%2e", "\\"]), max_size=8).map("/".join)
+anything = st.text(max_size=40) | st.lists(
+    st.sampled_from(["..", ".", "", "tiny", RUN, "attempts", "0", "%2e", "\\"]), max_size=8
+).map("/".join)
 
 
 @given(anything, st.sampled_from(DATA), st.sampled_from(["run", "sweep", "log", "metric", "layer", "low", "most"]))

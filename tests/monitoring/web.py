@@ -68,8 +68,12 @@ def source(root: Path, called: Called | None = None) -> Source:
     def row(folder: Path) -> Line:
         numbers = layout.attempt_numbers(folder)
         last: Mapping[str, Any] = (last_record(layout.attempt_folder(folder, numbers[-1])) if numbers else None) or {}
-        state = "finished" if (folder / layout.FINISHED).exists() else (read_json(folder / layout.STATE) or {}).get("state")
-        return Line(str(state), numbers[-1] if numbers else None, last.get("step"), last.get("tokens"), last.get("loss"))
+        state = (
+            "finished" if (folder / layout.FINISHED).exists() else (read_json(folder / layout.STATE) or {}).get("state")
+        )
+        return Line(
+            str(state), numbers[-1] if numbers else None, last.get("step"), last.get("tokens"), last.get("loss")
+        )
 
     def jobs(folders: Sequence[Path], known: Mapping[Path, JobState]) -> Mapping[Path, JobState]:
         if called is not None:
