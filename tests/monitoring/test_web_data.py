@@ -211,7 +211,7 @@ def test_a_sweep_has_a_row_for_each_run_begun_or_not(viewer: TestClient) -> None
 
 def test_configurations_are_compared(viewer: TestClient) -> None:
     found = viewer.get("/api/differences", params={"run": [RUN, SWEEP + ".0"]}).json()
-    assert [row["path"] for row in found["differences"]] == ["name", "lr"]
+    assert [row["path"] for row in found["differences"]] == ["name", "id"]
     assert viewer.get("/api/differences", params={"run": [RUN] * 13}).status_code == 400
 
 

@@ -88,7 +88,7 @@ def source(root: Path, called: Called | None = None) -> Source:
         rows=lambda folders, _: [row(folder) for folder in folders],
         jobs=jobs,
         sweeps=lambda: [Sweep(root / SWEEP, False, members())] if root.joinpath("sweep").exists() else [],
-        configuration=lambda folder: {"name": folder.parent.name, "same": 1, "lr": 0.1 * len(folder.name)},
+        configuration=lambda folder: {"name": folder.parent.name, "same": 1, "id": folder.name},
     )
 
 
