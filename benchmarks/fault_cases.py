@@ -55,7 +55,8 @@ class Scene:
 
     def pid(self, rank: int) -> int:
         found = header(ledger.folder(self.run, ledger.history(self.run)[-1].number), rank)
-        assert found is not None
+        if found is None:
+            raise ProcessLookupError(f"rank {rank} has not said who it is")
         return int(found["pid"])
 
     def kill_rank(self, rank: int, number: int = signal.SIGKILL) -> None:
@@ -237,9 +238,11 @@ def _controller_away_while_watching(scene: Scene) -> None:
 def _controller_away_while_submitting(scene: Scene) -> None:
     scene.at_step(10)
     name = f"away-{os.getpid()}"
-    known = scene.emulation.state.daemons[state.SLURMCTLD]
-    os.kill(known.pid, signal.SIGKILL)
+    # Ended, not killed: one that is killed forgets the jobs of its last seconds, and gives their numbers away again.
+    controller = psutil.Process(scene.emulation.state.daemons[state.SLURMCTLD].pid)
+    controller.terminate()
     try:
+        psutil.wait_procs([controller], timeout=30)
         words = ["submit", "cluster=noctua2", "job=hello", "job.nodes=1", f"name={name}"]
         command = [sys.executable, "-m", "hpc", *words]
         done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)

@@ -49,7 +49,7 @@ from tests.slurm.training import SHAPE
 
 BATCH = 2048
 HELD_OUT = "data.corpus.validation_share=0.2"
-SOAK_STEPS = 1200
+SOAK_STEPS = 2000
 SIZE_MB = 96  # of the file system that fills up
 # A job whose end a killed controller missed is queued again and held for two minutes; it then ends at once.
 HELD_SECONDS = 180.0
@@ -232,19 +232,15 @@ class Bench:
         patient = [f"requeue.{cause}.budget=null" for cause in ("crash", "hang", "network", "error")]
         words = [*self.words(SOAK_STEPS), *HURRIED, *patient, "requeue.error.fruitless=null", "job.max_fruitless=10"]
         run = faults.dispatch(words, lambda run: None)
-        scene, dice, survived = Scene(run, self.emulation), random.Random(1), 0
+        scene, dice, survived, hit = Scene(run, self.emulation), random.Random(1), 0, -1
         try:
             for number in range(count):
-                name, fault = dice.choice(list(_SOAKING.items()))
-                _goes_on(scene)
-                time.sleep(dice.uniform(0, 1.5))
-                with contextlib.suppress(ProcessLookupError):
-                    fault(scene)
+                name = dice.choice(list(_SOAKING))
+                hit = _brought(name, scene, dice, hit)
                 progress(f"soak {number + 1}: {name} at step {_newest(run)}")
                 survived = number
-            _goes_on(scene)
-            survived = count
             _wait(run, 900)
+            survived = count
             losses = _losses(run)
             if losses != self.undisturbed:
                 progress(f"soak: {sum(losses.get(s) != l for s, l in self.undisturbed.items())} losses differ")
@@ -257,6 +253,19 @@ class Bench:
             self._clear(run)
 
 
+def _brought(name: str, scene: Scene, dice: random.Random, hit: int) -> int:
+    """Bring a fault into an attempt that trains, later than the one hit last. Which attempt has to end by it."""
+    while True:
+        _goes_on(scene, hit)
+        time.sleep(dice.uniform(0, 0.8))
+        number = ledger.history(scene.run)[-1].number
+        try:
+            _SOAKING[name](scene)
+        except (ProcessLookupError, slurm.SlurmError):
+            continue  # nothing was hit: that attempt ended just now, or a controller that was killed has yet to find it
+        return hit if name in _SURVIVED_BY_ATTEMPTS else number
+
+
 def _node_blinks(scene: Scene) -> None:
     node = ledger.history(scene.run)[-1].nodes[-1]
     scene.emulation.kill_node(node, report=True)
@@ -264,23 +273,21 @@ def _node_blinks(scene: Scene) -> None:
     scene.emulation.start_node(node)
 
 
-_SOAKING: dict[str, Callable[[Scene], None]] = {
+_SOAKING: dict[str, Callable[[Scene], object]] = {
     "SIGKILL of rank 0": lambda scene: scene.kill_rank(0),
     "SIGKILL of rank 1": lambda scene: scene.kill_rank(1),
     "SIGSEGV of rank 0": lambda scene: scene.kill_rank(0, signal.SIGSEGV),
     "SIGSTOP of rank 1": lambda scene: scene.kill_rank(1, signal.SIGSTOP),
     "SIGTERM of rank 1": lambda scene: scene.kill_rank(1, signal.SIGTERM),
     "notice of a time limit": lambda scene: scene.ask_to_stop(),
-    "requeue": lambda scene: _quietly(["scontrol", "requeue", scene.job_id], scene),
+    "requeue": lambda scene: slurm.call(["scontrol", "requeue", scene.job_id], environment=scene.emulation.environment),
     "supervisor killed": lambda scene: os.kill(scene.supervisor(), signal.SIGKILL),
     "slurmctld killed": lambda scene: scene.emulation.restart_controller(kill=True),
     "node dies": _node_blinks,
 }
 
 
-def _quietly(command: list[str], scene: Scene) -> None:
-    with contextlib.suppress(slurm.SlurmError):
-        slurm.call(command, environment=scene.emulation.environment)
+_SURVIVED_BY_ATTEMPTS = ("slurmctld killed",)
 
 
 def _idle(run: Run) -> float:
@@ -291,16 +298,18 @@ def _idle(run: Run) -> float:
     )
 
 
-def _goes_on(scene: Scene) -> None:
-    """Wait until the newest attempt has made steps of its own."""
+def _goes_on(scene: Scene, hit: int) -> None:
+    """Wait until an attempt later than ``hit`` has made steps of its own."""
     run = scene.run
 
     def moved() -> bool:
         if outcome(run) not in (None, 0):
             raise RuntimeError(f"the run stopped: {run.state().get('reason')}")
+        if run.finished:
+            raise RuntimeError("the run was finished before all faults were brought in")
         last = ledger.history(run)[-1:]
-        if run.finished or not last or last[0].ended is not None:
-            return run.finished
+        if not last or last[0].ended is not None or last[0].number <= hit:
+            return False
         folder = ledger.folder(run, last[0].number)
         if (folder / "rank-1.jsonl").exists() and (reached := last_step(folder)):
             return reached >= _before(run, last[0].number) + 2

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hpc.listing import Row
     from hpc.standing import Standing
     from hpc.submit import Plan
-    from monitoring.history import Frames
+    from monitoring.frames import Frames
 
 __all__ = ["Failed", "Overrides", "Refused", "Run", "Sweep", "find", "runs", "submit", "submit_many", "sweep"]
 

@@ -124,6 +124,7 @@ class Cluster:
     # Seconds from a requeue to its start. Must outlast the teardown of a job here, epilog included: otherwise Slurm's
     # own hold of two minutes stays.
     requeue_hold: int = 4
+    co2_g_per_kwh: float | None = None  # of the electricity here, for reports; null: nothing is said of CO2
     slurm_from_compute: bool = True  # compute nodes may call sbatch and scontrol
     container: ContainerConfig = field(default_factory=ContainerConfig)
     runs: str = MISSING  # where run folders live: a file system that every node sees

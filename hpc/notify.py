@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from hpc.config import Config, NotifyConfig
 from hpc.runs import Run
@@ -42,14 +43,19 @@ def ended(run: Run, config: Config, say: Callable[[str], None], patience: float 
         message = payload(run, config)
         if message["state"] not in [end.name for end in given.on]:
             return
-        ways: dict[str, Callable[[], None]] = {}
-        if given.webhook:
-            ways["notify.webhook"] = partial(post, given.webhook, message, patience)
-        if given.mail:
-            ways["notify.mail"] = partial(mail, given, message, patience)
-        _side_by_side(ways, say, patience)
+        send(given, message, say, patience)
     except Exception as error:  # nothing of this is worth a run
         say(f"no notification: {type(error).__name__}")
+
+
+def send(given: NotifyConfig, message: dict[str, Any], say: Callable[[str], None], patience: float = PATIENCE) -> None:
+    """Send a message everywhere that is asked for, and say what became of it. Returns within ``patience`` seconds."""
+    ways: dict[str, Callable[[], None]] = {}
+    if given.webhook:
+        ways["notify.webhook"] = partial(post, given.webhook, message, patience)
+    if given.mail:
+        ways["notify.mail"] = partial(mail, given, message, patience)
+    _side_by_side(ways, say, patience)
 
 
 def _side_by_side(ways: dict[str, Callable[[], None]], say: Callable[[str], None], patience: float) -> None:
@@ -145,7 +151,7 @@ def post(given: str, message: dict[str, Any], timeout: float) -> None:
     url = address(given)
     if not url.startswith(("http://", "https://")):
         raise NotSent("what is given is no http(s) address")
-    body = json.dumps(message).encode()
+    body = json.dumps(_as_taken(url, message)).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json", "User-Agent": "hpc"})
     try:
         with urllib.request.urlopen(request, timeout=timeout):
@@ -155,6 +161,16 @@ def post(given: str, message: dict[str, Any], timeout: float) -> None:
     except urllib.error.URLError as error:
         why = error.reason
         raise NotSent(f"it cannot be reached ({getattr(why, 'strerror', None) or type(why).__name__})") from None
+
+
+def _as_taken(url: str, message: dict[str, Any]) -> dict[str, Any]:
+    """The message as the service behind an address takes it: Slack and Mattermost show text, Discord content."""
+    host = urlsplit(url).hostname or ""
+    if host == "hooks.slack.com":
+        return {"text": message["text"]}  # it refuses fields that it does not know
+    if host in ("discord.com", "discordapp.com"):
+        return {"content": message["text"][:2000]}
+    return message
 
 
 def mail(given: NotifyConfig, message: dict[str, Any], timeout: float) -> None:

@@ -273,7 +273,7 @@ def hostnames(expression: str) -> list[str]:
     return call(["scontrol", "show", "hostnames", expression]).split()
 
 
-def requeue(job_id: str) -> bool:
+def requeue(job_id: str, environment: Mapping[str, str] | None = None) -> bool:
     """Put a job back into the queue; False if Slurm did not take that: it has done so already, or is not there.
 
     Args:
@@ -283,7 +283,7 @@ def requeue(job_id: str) -> bool:
         Forbidden: if the site does not allow it.
     """
     try:
-        call(["scontrol", "requeue", job_id])
+        call(["scontrol", "requeue", job_id], environment=environment)
     except SlurmError as error:
         if "disabled" in error.stderr or "denied" in error.stderr:
             raise Forbidden(str(error), error.stderr) from error

@@ -17,6 +17,7 @@ from hpc.errors import Diverged, Failed, Refused
 from hpc.request import resolve
 from hpc.runs import Run, load_config, mark_finished, write_text
 from jobs.preflight import look, pairs
+from monitoring.devices import Sampler
 from monitoring.recorder import Recorder
 from trainer.config import TrainerConfig
 from trainer.problems import problems
@@ -81,17 +82,18 @@ class Train:
         from trainer.train import train
 
         try:
-            outcome = train(
-                config,
-                engine,
-                dataset=dataset,
-                checkpoints=self.run.checkpoints,
-                stop=attempt.stop,
-                record=record,
-                validation=validation,
-                folder=attempt.folder,
-                peak_flops=_peak_flops(whole, engine),
-            )
+            with Sampler(record.device, gpu=uuid_of(engine.device), host=attempt.local_rank == 0):
+                outcome = train(
+                    config,
+                    engine,
+                    dataset=dataset,
+                    checkpoints=self.run.checkpoints,
+                    stop=attempt.stop,
+                    record=record,
+                    validation=validation,
+                    folder=attempt.folder,
+                    peak_flops=_peak_flops(whole, engine),
+                )
         except (CheckpointMismatch, DataError) as error:
             raise Refused(str(error)) from error
         except FailedTraining as error:
@@ -176,6 +178,13 @@ def build(config: TrainerConfig, attempt: Attempt, record: Recorder, *, granted:
     built = time.perf_counter()
     record.event("started", import_s=imported - began, join_s=joined - imported, build_s=built - joined)
     return engine
+
+
+def uuid_of(device: torch.device) -> str | None:
+    """By which the driver knows a rank's GPU; None on CPUs."""
+    import torch
+
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
 def gpus_granted(whole: Config, attempt: Attempt) -> bool:

@@ -6,15 +6,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from monitoring.history import Frames
+    import pandas as pd
+
+    from monitoring.frames import Frames
 
 
 def load(run: Path | str) -> Frames:
     """A run's records as pandas DataFrames: ``.history``, ``.lost``, ``.attempts``, ``.ranks``, ``.experts``."""
     # Imported here, for the recorder on each rank needs none of it.
-    from monitoring import history
+    from monitoring import frames
 
-    return history.load(run)
+    return frames.load(run)
+
+
+def sql(run: Path | str | Frames, query: str) -> pd.DataFrame:
+    """The answer to an SQL query over a run's ``history``, ``lost``, ``attempts``, ``ranks`` and ``experts``.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ImportError: where DuckDB is not installed.
+    """
+    from monitoring import frames
+
+    return frames.sql(run, query)
 
 
 def record(*, step: int, tokens: int | None = None, **metrics: Any) -> None:

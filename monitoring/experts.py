@@ -5,18 +5,26 @@ Like the times of ranks, nothing is read before it is first asked for, and then 
 
 from __future__ import annotations
 
+import contextlib
 from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from monitoring import layout
+from monitoring import compacted, layout
+from monitoring.columns import Columns
+from monitoring.compacted import Compacted
 from monitoring.history import Attempt, History, undone
 from monitoring.recorder import metric
 from monitoring.tail import RecordTail
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+METRICS = ("entropy", "dropped")
 _OLD_EVERY = 20  # reads between two looks at the files of attempts that have ended
 
 
@@ -31,30 +39,30 @@ class ExpertLoads:
 
 
 @dataclass
-class Loads:
-    """One layer's loads in one attempt, in the order of the file; rows of as many values as there were experts."""
+class Loads(Columns):
+    """One layer's loads in one attempt, in the order of the file; rows of as many values as there were experts.
 
-    steps: array[int] = field(default_factory=lambda: array("q"))
+    Its metrics are ``entropy`` and ``dropped``.
+    """
+
     ends: array[int] = field(default_factory=lambda: array("q"))  # of each row in ``tokens``
     tokens: array[int] = field(default_factory=lambda: array("q"))
-    entropy: array[float] = field(default_factory=lambda: array("d"))
-    dropped: array[float] = field(default_factory=lambda: array("d"))
 
-    def add(self, step: int, first: int, load: list[int], record: dict[str, Any]) -> None:
+    def take(self, step: int, first: int, load: list[int], record: Mapping[str, Any]) -> None:
         """Take a line: one row, or a further part of the last one."""
         if first:
             begin = self.ends[-2] if len(self.ends) > 1 else 0
-            if not self.steps or self.steps[-1] != step or len(self.tokens) - begin != first:
-                return  # of a row whose beginning is lost
-            self.tokens.extend(load)
-            self.ends[-1] = len(self.tokens)
-            return
-        entropy, dropped = metric(record.get("entropy")), metric(record.get("dropped"))
+            if self.steps and self.steps[-1] == step and len(self.tokens) - begin == first:
+                self.tokens.extend(load)
+                self.ends[-1] = len(self.tokens)
+            return  # else of a row whose beginning is lost
         self.steps.append(step)
+        self.times.append(record["t"])
         self.tokens.extend(load)
         self.ends.append(len(self.tokens))
-        self.entropy.append(np.nan if entropy is None else entropy)
-        self.dropped.append(np.nan if dropped is None else dropped)
+        for name in METRICS:
+            if (value := metric(record.get(name))) is not None:
+                self.metric(name).set(len(self.steps) - 1, value)
 
     def rows(self, keep: np.ndarray) -> np.ndarray:
         """(S, E) tokens of the rows that ``keep`` has; NaN beyond the experts of a row that has fewer."""
@@ -71,20 +79,65 @@ class Loads:
 
 
 class _Attempt:
-    """The loads that one attempt recorded."""
+    """The loads that one attempt recorded; of a compacted one, a layer is read when it is asked for."""
 
     def __init__(self, records: Attempt) -> None:
         self.tail = RecordTail(layout.experts_records(records.folder))
-        self.layers: dict[int, Loads] = {}
         self.over = False  # its supervisor has said the last word, and all was read after that
+        self._layers: dict[int, Loads] = {}
+        self._compacted: dict[int, tuple[Compacted, int]] = {}  # by layer: its row group
 
     def refresh(self, records: Attempt) -> None:
         over = records.info.get("action") is not None
+        if over and not self.tail.offset and (found := compacted.opened(records.folder, compacted.EXPERTS)):
+            self._compacted = {layer: (found, group) for group, layer in enumerate(found.meta["layers"])}
+            self.tail.resume(found.sizes()[self.tail.path.name])
         for found in self.tail.read():
             if found.again:
-                self.layers = {}
-            take(found.items, self.layers)
+                self._layers, self._compacted = {}, {}
+            for layer in {record.get("layer") for record in found.items} & self._compacted.keys():
+                self.loads(layer)  # before what comes after it
+            take(found.items, self._layers)
         self.over = over
+
+    def layers(self) -> set[int]:
+        return self._layers.keys() | self._compacted.keys()
+
+    def loads(self, layer: int) -> Loads | None:
+        if layer in self._compacted:
+            file, group = self._compacted[layer]
+            try:
+                self._layers[layer] = from_table(file.file.read_row_group(group))
+                del self._compacted[layer]
+            except (OSError, ValueError):  # damaged: the records have it all
+                self._layers, self._compacted = {}, {}
+                self.tail.resume(0)
+                for found in self.tail.read():
+                    take(found.items, self._layers)
+        return self._layers.get(layer)
+
+
+def every_layer(attempt: Path) -> Iterator[tuple[int, Loads]]:
+    """Each layer of the attempt in a folder and what its experts were sent, lost work included."""
+    if (found := compacted.opened(attempt, compacted.EXPERTS)) is not None:
+        with contextlib.suppress(OSError, ValueError):
+            tables = [from_table(table) for table in compacted.groups(found)]
+            yield from zip(found.meta["layers"], tables, strict=True)
+            return
+    layers: dict[int, Loads] = {}
+    for found in RecordTail(layout.experts_records(attempt)).read():
+        take(found.items, layers)
+    yield from sorted(layers.items())
+
+
+def from_table(table: pa.Table) -> Loads:
+    """A layer's row group of ``experts.parquet``."""
+    loads = Loads()
+    tokens = table.column("tokens").combine_chunks()
+    compacted.fill(loads, table.drop_columns(["layer", "tokens"]))
+    loads.tokens.frombytes(tokens.flatten().to_numpy().tobytes())
+    loads.ends.frombytes(np.cumsum(tokens.value_lengths().to_numpy(), dtype=np.int64).tobytes())
+    return loads
 
 
 def take(items: list[dict[str, Any]], layers: dict[int, Loads]) -> None:
@@ -101,7 +154,7 @@ def take(items: list[dict[str, Any]], layers: dict[int, Loads]) -> None:
         assert isinstance(layer, int) and isinstance(step, int) and isinstance(first, int)
         if (loads := layers.get(layer)) is None:
             loads = layers[layer] = Loads()
-        loads.add(step, first, load, record)
+        loads.take(step, first, load, record)
 
 
 class Experts:
@@ -121,23 +174,25 @@ class Experts:
     def layers(self) -> list[int]:
         """The layers of which there are records, ascending."""
         self._refresh()
-        return sorted({layer for attempt in self._attempts.values() for layer in attempt.layers})
+        return sorted({layer for attempt in self._attempts.values() for layer in attempt.layers()})
 
     def read(self, layer: int) -> ExpertLoads:
         """One layer over the curve; empty for one of which there are no records."""
         self._refresh()
         parts = []
         for number, attempt in self._attempts.items():
-            if (loads := attempt.layers.get(layer)) is not None:
-                parts.append((loads, ~undone(np.array(loads.steps), self._history.cut(number))))
+            if (loads := attempt.loads(layer)) is not None:
+                parts.append((loads, ~undone(np.array(loads.steps, np.int64), self._history.cut(number))))
         rows = [loads.rows(keep) for loads, keep in parts]
         width = max((each.shape[1] for each in rows), default=0)
         tokens = [np.pad(each, ((0, 0), (0, width - each.shape[1])), constant_values=np.nan) for each in rows]
         return ExpertLoads(
-            steps=np.concatenate([np.empty(0, np.int64), *(np.array(each.steps)[keep] for each, keep in parts)]),
+            steps=np.concatenate(
+                [np.empty(0, np.int64), *(np.array(each.steps, np.int64)[keep] for each, keep in parts)]
+            ),
             share=_shares(np.concatenate([np.empty((0, width)), *tokens])),
-            entropy=np.concatenate([np.empty(0), *(np.array(each.entropy)[keep] for each, keep in parts)]),
-            dropped=np.concatenate([np.empty(0), *(np.array(each.dropped)[keep] for each, keep in parts)]),
+            entropy=np.concatenate([np.empty(0), *(each.column("entropy")[keep] for each, keep in parts)]),
+            dropped=np.concatenate([np.empty(0), *(each.column("dropped")[keep] for each, keep in parts)]),
         )
 
     def _refresh(self) -> None:

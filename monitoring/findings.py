@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -33,6 +33,7 @@ class Finding:
     rank: int | None = None
     do: str = ""  # what to type
     about: str = ""  # what of several alike it is about: an expert, a file system
+    silenced: bool = False  # a person wants to hear no more of it
 
     @property
     def key(self) -> str:
@@ -45,9 +46,25 @@ class Finding:
 
 
 def ordered(found: Iterable[Finding]) -> list[Finding]:
-    """The worst first, and of those alike the newest."""
-    return sorted(found, key=lambda each: (-each.severity.rank, -each.since))
+    """The worst first, and of those alike the newest; what was silenced at the end."""
+    return sorted(found, key=lambda each: (each.silenced, -each.severity.rank, -each.since))
 
 
 def worst(found: Iterable[Finding]) -> Severity | None:
-    return max((each.severity for each in found), key=lambda severity: severity.rank, default=None)
+    """The highest severity of those that were not silenced."""
+    severities = (each.severity for each in found if not each.silenced)
+    return max(severities, key=lambda severity: severity.rank, default=None)
+
+
+def silenced(found: Iterable[Finding], known: Mapping[str, Any], now: float) -> list[Finding]:
+    """The findings, ordered, those marked of which a person wants to hear no more.
+
+    Args:
+        known: what ``silenced.json`` of a run says: by key or kind ``{"until": unix seconds, or null for good}``.
+    """
+
+    def quiet(finding: Finding) -> bool:
+        entries = [known[name] for name in (finding.key, finding.kind) if isinstance(known.get(name), dict)]
+        return any(not isinstance(until := entry.get("until"), int | float) or now < until for entry in entries)
+
+    return ordered(replace(finding, silenced=quiet(finding)) for finding in found)

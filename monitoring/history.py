@@ -12,63 +12,39 @@ from __future__ import annotations
 import bisect
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from monitoring import layout
-from monitoring.recorder import PROTOCOL, metric
+from monitoring import compacted, layout
+from monitoring.columns import Columns, Metric
+from monitoring.recorder import PROTOCOL
 from monitoring.tail import RecordTail
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
-_RESERVED = ("seq", "t", "kind", "step", "tokens")
 _INT64 = range(-(1 << 63), 1 << 63)
 _EXPERTS_TAIL = 1 << 20  # bytes in which the latest load of every layer is looked for
+_MISSING = Metric()
 _OLD_EVERY = 20  # refreshes between two looks at attempts that others have followed
 
 
 @dataclass
-class Metric:
-    """The values of one metric in the rows that have it: NaN is a value, a missing one has no row."""
-
-    rows: array[int] = field(default_factory=lambda: array("q"))
-    values: array[float] = field(default_factory=lambda: array("d"))
-
-    def set(self, row: int, value: float) -> None:
-        rows = self.rows
-        if rows and rows[-1] == row:
-            self.values[-1] = value
-        else:
-            rows.append(row)
-            self.values.append(value)
-
-    def count_before(self, rows: int) -> int:
-        """How many of the first ``rows`` rows have a value."""
-        return bisect.bisect_left(self.rows, rows)
-
-    def last_before(self, rows: int) -> float | None:
-        """The newest value in the first ``rows`` rows."""
-        place = self.count_before(rows)
-        return self.values[place - 1] if place else None
-
-
-@dataclass
-class Stretch:
+class Stretch(Columns):
     """Consecutive steps of one attempt, ascending."""
 
-    attempt: int
-    steps: array[int] = field(default_factory=lambda: array("q"))
+    attempt: int = 0
     tokens: array[int] = field(default_factory=lambda: array("q"))
-    times: array[float] = field(default_factory=lambda: array("d"))  # unix seconds
-    metrics: dict[str, Metric] = field(default_factory=dict)
     resumed_from: int | None = None  # the step it was told to go on from
     kept: int = 0  # its first rows that no later stretch does again
+
+    def integers(self) -> dict[str, array[int]]:
+        return {"step": self.steps, "tokens": self.tokens}
 
     @property
     def start(self) -> int | None:
@@ -81,51 +57,26 @@ class Stretch:
     def lost(self) -> int:
         return len(self.steps) - self.kept
 
-    def column(self, name: str) -> np.ndarray:
-        """One metric with a value for each step: NaN where it is missing."""
-        found = np.full(len(self.steps), np.nan)
-        if (metric := self.metrics.get(name)) is not None:
-            found[np.array(metric.rows)] = np.array(metric.values)
-        return found
-
-    def add(self, record: dict[str, Any]) -> bool:
-        """Take a step record, which is used up by that; False if it is none."""
-        step, tokens = record.get("step"), record.get("tokens")
-        if not (type(step) is int and type(tokens) is int and step in _INT64 and tokens in _INT64):
-            return False
-        if not self.steps or step > self.steps[-1]:
-            self.steps.append(step)
-            self.tokens.append(tokens)
-            self.times.append(record["t"])
-        row = len(self.steps) - 1
-        for name in _RESERVED:
-            record.pop(name, None)
-        for name, value in record.items():
-            if type(value) is not float:
-                value = metric(value)
-                if value is None:
-                    continue
-            column = self.metrics.get(name)
-            if column is None:
-                column = self.metrics[name] = Metric()
-            column.set(row, value)
-        return True
-
 
 class Attempt:
-    """What one attempt recorded, and what its supervisor says of it."""
+    """What one attempt recorded, and what its supervisor says of it.
 
-    def __init__(self, run: Path, number: int) -> None:
+    Args:
+        records_only: read the records even where they were compacted.
+    """
+
+    def __init__(self, run: Path, number: int, *, records_only: bool = False) -> None:
         self.number = number
         self.folder = layout.attempt_folder(run, number)
         self.info: dict[str, Any] = {}
         self.header: dict[str, Any] = {}
-        self.stretches: list[Stretch] = [Stretch(number)]
+        self.stretches: list[Stretch] = [Stretch(attempt=number)]
         self.experts: dict[int, tuple[int, list[int]]] = {}  # layer -> (step, tokens per expert), the latest
         self.events: list[dict[str, Any]] = []
         self.dropped = 0  # records that the writer could not write
         self.unread = 0  # records that this reader could not make sense of
         self.tail = RecordTail(layout.rank_records(self.folder, 0))
+        self._compacted = records_only  # whether that was looked for
         self.experts_tail = RecordTail(layout.experts_records(self.folder), begin=_EXPERTS_TAIL)
 
     def refresh(self) -> int:
@@ -135,14 +86,13 @@ class Attempt:
             said = self.info.get("resumed_from")
             if type(said) is int:
                 self.stretches[0].resumed_from = said
-        count = 0
+        count = self._take_compacted() if self.info.get("action") is not None and not self._compacted else 0
         for found in self.tail.read():
             if found.again:
                 said = self.info.get("resumed_from")
-                self.stretches = [Stretch(self.number, resumed_from=said if type(said) is int else None)]
+                self.stretches = [Stretch(attempt=self.number, resumed_from=said if type(said) is int else None)]
                 self.events, self.header, self.dropped, self.unread = [], {}, 0, 0
-            for record in found.items:
-                self._take(record)
+            self._take(found.items)
             count += len(found.items)
         for found in self.experts_tail.read():
             if found.again:
@@ -152,28 +102,60 @@ class Attempt:
             count += len(found.items)
         return count
 
-    def _take(self, record: dict[str, Any]) -> None:
-        kind = record["kind"]
-        if kind == "step":
-            stretch = self.stretches[-1]
-            step = record.get("step")
-            if type(step) is int and stretch.steps and step < stretch.steps[-1]:
-                stretch = Stretch(self.number)
-                self.stretches.append(stretch)
-            self.unread += not stretch.add(record)
-        elif kind == "event":
-            self.events.append(record)
-            step = record.get("step")
-            if record.get("event") == "resumed" and type(step) is int and not self.stretches[-1].steps:
-                self.stretches[-1].resumed_from = step
-            back = record.get("to_step")
-            if record.get("event") == "rewound" and type(back) is int and back in _INT64:
-                self.stretches.append(Stretch(self.number, resumed_from=back))
-        elif kind == "header":
-            self.header = record
-        elif kind == "dropped":
-            count = record.get("count")
-            self.dropped += count if type(count) is int else 0
+    def _take_compacted(self) -> int:
+        """Take what is in Parquet, where it is true; ``monitoring/compact.py`` has written it from an ``Attempt``."""
+        self._compacted = True
+        if self.tail.offset or (found := compacted.opened(self.folder, compacted.STEPS)) is None:
+            return 0
+        meta, said = found.meta, self.stretches[0].resumed_from
+        try:
+            self.stretches = stretches_from(found.file.read(), meta["stretches"], self.number)
+        except (OSError, ValueError):  # damaged: the records have it all
+            return 0
+        if self.stretches[0].resumed_from is None:
+            self.stretches[0].resumed_from = said
+        self.header, self.events = meta["header"], meta["events"]
+        self.dropped, self.unread, self.tail.bad = meta["dropped"], meta["unread"], meta["bad"]
+        self.tail.resume(found.sizes()[self.tail.path.name])
+        return sum(len(stretch.steps) for stretch in self.stretches)
+
+    def _take(self, records: list[dict[str, Any]]) -> None:
+        steps: list[dict[str, Any]] = []
+        for record in records:
+            kind = record["kind"]
+            if kind == "step":
+                steps.append(record)
+            elif kind == "event":
+                self._take_steps(steps)
+                steps = []
+                self._take_event(record)
+            elif kind == "header":
+                self.header = record
+            elif kind == "dropped":
+                count = record.get("count")
+                self.dropped += count if type(count) is int else 0
+        self._take_steps(steps)
+
+    def _take_steps(self, records: list[dict[str, Any]]) -> None:
+        stretch, begin = self.stretches[-1], 0
+        before = stretch.steps[-1] if stretch.steps else _INT64.start
+        for place, record in enumerate(records):
+            step, tokens = record.get("step"), record.get("tokens")
+            if type(step) is int and type(tokens) is int and step in _INT64 and tokens in _INT64:
+                if step < before:
+                    self.unread += self.stretches[-1].extend(records[begin:place])
+                    self.stretches.append(Stretch(attempt=self.number))
+                    begin = place
+                before = step
+        self.unread += self.stretches[-1].extend(records[begin:])
+
+    def _take_event(self, record: dict[str, Any]) -> None:
+        self.events.append(record)
+        step, back = record.get("step"), record.get("to_step")
+        if record.get("event") == "resumed" and type(step) is int and not self.stretches[-1].steps:
+            self.stretches[-1].resumed_from = step
+        if record.get("event") == "rewound" and type(back) is int and back in _INT64:
+            self.stretches.append(Stretch(attempt=self.number, resumed_from=back))
 
     def _take_experts(self, record: dict[str, Any]) -> None:
         if record["kind"] != "experts":
@@ -356,93 +338,11 @@ class History:
             title = {"steps": "step", "times": "t"}.get(name, name)
             columns[title] = np.concatenate(pieces).astype(kind) if pieces else np.empty(0, kind)
         for name in self.names():
-            pieces = [_dense(s.metrics.get(name), begin, end) for s, begin, end in parts]
+            pieces = [s.metrics.get(name, _MISSING).dense(begin, end) for s, begin, end in parts]
             values = np.concatenate([value for value, _ in pieces]) if pieces else np.empty(0)
             missing = np.concatenate([mask for _, mask in pieces]) if pieces else np.empty(0, bool)
             columns[name] = pd.arrays.FloatingArray(values, missing)
         return pd.DataFrame(columns)
-
-
-def _dense(column: Metric | None, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-    """(values, missing) for the rows from ``begin`` to ``end``."""
-    values, missing = np.zeros(end - begin), np.ones(end - begin, bool)
-    if column is not None:
-        rows = np.array(column.rows)
-        low, high = np.searchsorted(rows, (begin, end))
-        values[rows[low:high] - begin] = np.array(column.values)[low:high]
-        missing[rows[low:high] - begin] = False
-    return values, missing
-
-
-@dataclass(frozen=True)
-class Frames:
-    """Everything a run recorded, as pandas DataFrames, each made when it is first asked for."""
-
-    source: History
-
-    @cached_property
-    def history(self) -> pd.DataFrame:
-        """The curve; see ``History.frame``."""
-        return self.source.frame()
-
-    @cached_property
-    def lost(self) -> pd.DataFrame:
-        """The steps that were done again."""
-        return self.source.lost_frame()
-
-    @cached_property
-    def attempts(self) -> pd.DataFrame:
-        """One row for each attempt: number, job_id, cause, began, ended, first_step, last_step, lost_steps
-        ..."""
-        import pandas as pd
-
-        return pd.DataFrame([attempt_row(attempt) for attempt in self.source.attempts])
-
-    @cached_property
-    def ranks(self) -> pd.DataFrame:
-        """The summary lines of all ranks: attempt, rank, step, t, step_s and other metrics."""
-        import pandas as pd
-
-        rows = []
-        for attempt in self.source.attempts:
-            for rank in layout.recorded_ranks(attempt.folder):
-                for record in _records(layout.rank_records(attempt.folder, rank), "rank"):
-                    metrics = {name: metric(value) for name, value in record.items() if name not in _RESERVED}
-                    row = {
-                        "attempt": attempt.number,
-                        "rank": rank,
-                        "step": record.get("step"),
-                        "t": record["t"],
-                    }
-                    rows.append(row | metrics)
-        return pd.DataFrame(rows)
-
-    @cached_property
-    def experts(self) -> pd.DataFrame:
-        """Tokens per expert: attempt, step, layer, expert, tokens; one row for each expert."""
-        import pandas as pd
-
-        parts = []
-        for attempt in self.source.attempts:
-            for record in _records(layout.experts_records(attempt.folder), "experts"):
-                load = record.get("load") or []
-                same = {"attempt": attempt.number, "step": record.get("step"), "layer": record.get("layer")}
-                experts = range(int(record.get("first") or 0), int(record.get("first") or 0) + len(load))
-                parts += [same | {"expert": e, "tokens": n} for e, n in zip(experts, load, strict=True)]
-        return pd.DataFrame(parts)
-
-
-def load(run: Path | str) -> Frames:
-    """All records of the run in folder ``run``.
-
-    Raises:
-        FileNotFoundError: if there is no such folder.
-    """
-    if not Path(run).is_dir():
-        raise FileNotFoundError(f"{run} is no run folder")
-    history = History(Path(run))
-    history.refresh()
-    return Frames(history)
 
 
 def attempt_row(attempt: Attempt) -> dict[str, Any]:
@@ -465,6 +365,17 @@ def attempt_row(attempt: Attempt) -> dict[str, Any]:
     }
 
 
+def stretches_from(table: pa.Table, parts: Sequence[Sequence[int | None]], attempt: int) -> list[Stretch]:
+    """The stretches of ``steps.parquet``, each as many rows of the table as ``parts`` says: (rows, resumed from)."""
+    found, begin = [], 0
+    for size, resumed_from in parts:
+        stretch = Stretch(attempt=attempt, resumed_from=resumed_from)
+        compacted.fill(stretch, table.slice(begin, size))
+        found.append(stretch)
+        begin += len(stretch.steps)
+    return found
+
+
 def undone(steps: np.ndarray, cut: int | None) -> np.ndarray:
     """Which rows of a file of one attempt are done again: beyond ``cut``, or followed by a step that is not higher."""
     if not len(steps):
@@ -481,8 +392,3 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _records(path: Path, kind: str) -> Iterator[dict[str, Any]]:
-    for found in RecordTail(path).read():
-        yield from (record for record in found.items if record["kind"] == kind)

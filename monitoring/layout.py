@@ -22,6 +22,7 @@ STATE = "state.json"
 FINISHED = "FINISHED"
 JOB_LOG = "job.log"
 SAMPLE = "sample.txt"
+SILENCED = "silenced.json"  # findings of which people want to hear no more, and until when
 
 ATTEMPTS = "attempts"
 ATTEMPT_INFO = "attempt.json"

@@ -6,17 +6,23 @@ and then only what is new.
 
 from __future__ import annotations
 
-from array import array
+import contextlib
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from monitoring import layout
+from monitoring import compacted, layout
+from monitoring.columns import Columns
 from monitoring.history import Attempt, History, undone
-from monitoring.recorder import metric
 from monitoring.tail import RecordTail
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_SHOWN = ("step_s",)
 _OLD_EVERY = 20  # reads between two looks at the files of attempts that have ended
 
 
@@ -31,30 +37,45 @@ class RankTimes:
     attempts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # (S,) who made the step
 
 
-class _Rank:
-    """The times of one rank in one attempt."""
+class RankFile:
+    """The ``rank`` records of one rank in one attempt.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        only: the metrics that are kept; None: all.
+    """
+
+    def __init__(self, path: Path, only: Collection[str] | None = None) -> None:
         self.tail = RecordTail(path)
-        self.steps: array[int] = array("q")
-        self.step_s: array[float] = array("d")
+        self.columns = Columns(only=only)
 
     def refresh(self) -> bool:
         """Take what is new; whether there was anything."""
         changed = False
         for found in self.tail.read():
             if found.again:
-                self.steps, self.step_s = array("q"), array("d")
-            changed |= found.again
-            for record in found.items:
-                if record["kind"] != "rank":
-                    continue
-                step, seconds = record.get("step"), metric(record.get("step_s"))
-                if type(step) is int and abs(step) < 1 << 62 and seconds is not None:
-                    self.steps.append(step)
-                    self.step_s.append(seconds)
-                    changed = True
+                self.columns = Columns(only=self.columns.only)
+            records = [record for record in found.items if record["kind"] == "rank"]
+            self.columns.extend(records)
+            changed |= found.again or bool(records)
         return changed
+
+
+def every_rank(attempt: Path) -> Iterator[tuple[int, Columns]]:
+    """Each rank of the attempt in a folder and what it recorded, lost work included."""
+    if (found := compacted.opened(attempt, compacted.RANKS)) is not None:
+        with contextlib.suppress(OSError, ValueError):
+            yield from [from_table(table) for table in compacted.groups(found)]
+            return
+    for rank in layout.recorded_ranks(attempt):
+        file = RankFile(layout.rank_records(attempt, rank))
+        file.refresh()
+        yield rank, file.columns
+
+
+def from_table(table: pa.Table, only: Collection[str] | None = None) -> tuple[int, Columns]:
+    columns = Columns(only=only)
+    compacted.fill(columns, table.drop_columns(["rank"]))
+    return table.column("rank")[0].as_py(), columns
 
 
 @dataclass(frozen=True)
@@ -69,19 +90,36 @@ class _Attempt:
     """The files of all ranks but 0 of one attempt, and what of them is on the curve."""
 
     def __init__(self) -> None:
-        self.ranks: dict[int, _Rank] = {}
+        self.ranks: dict[int, RankFile] = {}
         self.over = False  # its supervisor has said the last word, and all was read after that
         self._made: tuple[object, _Part] | None = None
 
     def refresh(self, records: Attempt) -> None:
         over = records.info.get("action") is not None
+        if over and not self.ranks:
+            self._take_compacted(records.folder)
         for rank in layout.recorded_ranks(records.folder):
             if rank and rank not in self.ranks:
-                self.ranks[rank] = _Rank(layout.rank_records(records.folder, rank))
+                self.ranks[rank] = RankFile(layout.rank_records(records.folder, rank), only=_SHOWN)
         changed = [rank.refresh() for rank in self.ranks.values()]
         if any(changed):
             self._made = None
         self.over = over
+
+    def _take_compacted(self, folder: Path) -> None:
+        if (found := compacted.opened(folder, compacted.RANKS)) is None:
+            return
+        try:
+            tables = [from_table(table, _SHOWN) for table in compacted.groups(found, ("rank", "step", *_SHOWN))]
+        except (OSError, ValueError):  # damaged: the records have it all
+            return
+        sizes = found.sizes()
+        for rank, columns in tables:
+            path = layout.rank_records(folder, rank)
+            if rank and path.name in sizes:
+                self.ranks[rank] = file = RankFile(path, only=_SHOWN)
+                file.columns = columns
+                file.tail.resume(sizes[path.name])
 
     def part(self, records: Attempt, cut: int | None) -> _Part:
         own = [stretch for stretch in records.stretches if stretch.kept]
@@ -93,7 +131,7 @@ class _Attempt:
     def _make(self, records: Attempt, cut: int | None) -> _Part:
         kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for rank, found in self.ranks.items():
-            steps, seconds = np.array(found.steps), np.array(found.step_s)
+            steps, seconds = np.array(found.columns.steps, np.int64), found.columns.column("step_s")
             rows = ~undone(steps, cut)
             if rows.any():
                 kept[rank] = steps[rows], seconds[rows]

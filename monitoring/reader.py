@@ -12,7 +12,7 @@ from typing import Any
 from monitoring import layout
 from monitoring.detectors import detect
 from monitoring.evidence import Gathering
-from monitoring.findings import Finding
+from monitoring.findings import Finding, silenced
 from monitoring.history import History, attempt_row, read_json
 from monitoring.outlook import Outlook, outlook
 from monitoring.snapshot import ENDED, Attempt, ExpertLoad, JobState, Snapshot
@@ -35,18 +35,13 @@ class Reader:
         self.run = Path(run)
         if not (self.run / layout.CONFIG).is_file():
             raise FileNotFoundError(f"{run} is no run folder: it has no {layout.CONFIG}")
-        self._history = History(self.run)
+        self.history = History(self.run)
         self._logs: dict[Path, TextTail] = {}
         self._config: dict[str, Any] | None = None
         self._outlook: tuple[tuple[Any, ...], float, Outlook] = ((), -math.inf, Outlook())
         self._gathering = Gathering(self.run)
         self._judged = -math.inf
         self._findings: tuple[Finding, ...] = ()
-
-    @property
-    def history(self) -> History:
-        """What curves are made from; each ``read`` refreshes it."""
-        return self._history
 
     def read(self, job: JobState | None = None, now: float | None = None) -> Snapshot:
         """The run as it is now.
@@ -55,9 +50,9 @@ class Reader:
             job: what Slurm says of the run's job.
             now: unix seconds; None: this moment.
         """
-        history = self._history
+        history = self.history
         history.refresh()
-        config = self._configuration()
+        config = self.config
         state = read_json(self.run / layout.STATE) or {}
         summary = read_json(self.run / layout.FINISHED)
         target, target_steps = _target(config, history)
@@ -100,20 +95,21 @@ class Reader:
     def _judge(self, snapshot: Snapshot) -> tuple[Finding, ...]:
         """The findings, which take every curve and every rank's newest words: made anew only now and then."""
         if not 0 <= snapshot.now - self._judged < JUDGE_EVERY:
-            evidence = self._gathering.gather(snapshot, self._history, self._configuration())
+            evidence = self._gathering.gather(snapshot, self.history, self.config)
             self._findings, self._judged = tuple(detect(evidence)), snapshot.now
-        return self._findings
+        known = read_json(self.run / layout.SILENCED) or {}
+        return tuple(silenced(self._findings, known, snapshot.now))
 
     def _look(self, job: JobState | None, over: bool, target: int | None, now: float) -> Outlook:
         """The outlook, which takes the whole history and is therefore made anew only now and then."""
-        history = self._history
+        history = self.history
         key = (len(history.attempts), over, [attempt.info.get("action") for attempt in history.attempts])
         known, made, found = self._outlook
         if known == key and (over or now - made < OUTLOOK_EVERY):
             return found
         manifest = read_json(self.run / layout.MANIFEST) or {}
         asked = [manifest.get("submitted"), *(each.get("time") for each in manifest.get("resumed") or [])]
-        hold = (self._configuration().get("cluster") or {}).get("requeue_hold")
+        hold = (self.config.get("cluster") or {}).get("requeue_hold")
         spans = account(
             history,
             [float(t) for t in asked if isinstance(t, int | float)],
@@ -127,7 +123,8 @@ class Reader:
         self._outlook = (key, now, found)
         return found
 
-    def _configuration(self) -> dict[str, Any]:
+    @property
+    def config(self) -> dict[str, Any]:
         """The resolved configuration; it never changes once it could be read."""
         if self._config is None:
             import yaml
@@ -143,8 +140,8 @@ class Reader:
     def _log(self) -> tuple[str, tuple[str, ...]]:
         """(name, last lines) of the newest attempt's rank 0, or of the job where that printed nothing yet."""
         paths = [self.run / layout.JOB_LOG]
-        if self._history.attempts:
-            paths.insert(0, layout.rank_log(self._history.attempts[-1].folder, 0))
+        if self.history.attempts:
+            paths.insert(0, layout.rank_log(self.history.attempts[-1].folder, 0))
         self._logs = {path: self._logs.get(path) or TextTail(path) for path in paths}
         for path, tail in self._logs.items():
             if lines := tail.read():

@@ -18,6 +18,7 @@ when the record was made, unix seconds; a clock may jump, so order is by ``seq``
 - ``step``: one optimizer step, rank 0 only. ``step``, ``tokens`` (consumed since the first attempt; 0 where a program
   does not say), metrics.
 - ``rank``: a summary of one rank. ``step``, ``step_s`` (seconds of a step), metrics.
+- ``device``: what the rank's GPU, process and node did at ``t``: metrics (``monitoring/devices.py`` names them).
 - ``experts``: ``step``, ``layer``, ``first``, ``load``: tokens routed to the layer's experts ``first``,
   ``first + 1`` ... as integers. A layer of more than 256 experts takes several lines. The line with ``first`` 0
   may also have ``entropy``, a metric: the mean entropy of the layer's router, natural logarithm; and
@@ -121,8 +122,8 @@ def lines(seq: int, t: float, kind: str, fixed: Mapping[str, Any], fields: Mappi
 
 def encode(seq: int, t: float, kind: str, fields: Mapping[str, Any]) -> list[bytes]:
     """The lines of one record of the given kind; ``fields`` as the methods of ``Recorder`` name them."""
-    if kind in ("step", "rank"):
-        fixed = {"step": int(fields["step"])}
+    if kind in ("step", "rank", "device"):
+        fixed = {} if kind == "device" else {"step": int(fields["step"])}
         if kind == "step":
             fixed["tokens"] = int(fields["tokens"])
         metrics = {}
@@ -299,8 +300,7 @@ class Recorder:
     """Appends the records of one rank of one attempt. No method raises, whatever the disk does.
 
     A hand-over costs the calling thread some microseconds: values are only queued. They must be host numbers,
-    and must not be changed afterwards. Records are made in one thread of the process; a background thread
-    writes them.
+    and must not be changed afterwards. A background thread writes them.
 
     Args:
         folder: the attempt's folder.
@@ -343,6 +343,10 @@ class Recorder:
     def rank(self, *, step: int, step_s: float, **metrics: float) -> None:
         """A summary of this rank at ``step``; ``step_s`` is in seconds."""
         self._hand_over(self._records, "rank", {"step": step, "step_s": step_s, **metrics})
+
+    def device(self, **metrics: float) -> None:
+        """What this rank's GPU, process and node do; ``monitoring/devices.py`` names the metrics."""
+        self._hand_over(self._records, "device", metrics)
 
     def experts(
         self,

@@ -13,6 +13,7 @@ import re
 from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,12 @@ class _Growing:
         self.offset = 0  # of the first byte that was not consumed
         self.error = ""  # why the file could not be read the last time; "" if it could, or is not there yet
         self._head = b""
+
+    def resume(self, offset: int) -> None:
+        """Go on behind the first ``offset`` bytes, of which the caller knows what they hold."""
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            self._head = file.read(_HEAD)
+        self.offset = offset
 
     def _blocks(self, skip_to_last: int | None = None) -> Iterator[tuple[bool, bytes]]:
         """Yield (whether the file is another one than before, bytes from ``offset`` on).
@@ -110,47 +117,73 @@ class RecordTail(_Growing):
             if again:
                 rest, self.bad, self.newer = b"", 0, 0
                 cut = self._begin is not None
-            found = Increment(again=again)
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                begun = self.offset
-                self.offset += len(line) + 1
-                if cut and begun:  # begins in the middle of a line
-                    cut = False
-                    continue
+            data = rest + block
+            end = data.rfind(b"\n") + 1
+            whole, rest = data[:end], data[end:]
+            begun = self.offset
+            self.offset += end
+            if cut and whole:
+                if begun:  # begins in the middle of a line
+                    whole = whole[whole.find(b"\n") + 1 :]
                 cut = False
-                self._take(line, found.items)
             if len(rest) > _LONGEST:  # no line is so long: one NUL stands for the damage
                 self.offset += len(rest) - 1
                 rest = b"\0"
-            yield found
+            yield Increment(self._records(whole), again)
 
-    def _take(self, line: bytes, items: list[dict[str, Any]]) -> None:
+    def _records(self, whole: bytes) -> list[dict[str, Any]]:
+        """The records of whole lines."""
+        if not whole:
+            return []
+        found = _at_once(whole)
+        if found is None:
+            found = [record for line in whole[:-1].split(b"\n") if (record := self._parsed(line)) is not None]
+        if self.newer or any(record["kind"] == "header" for record in found):
+            found = [record for record in found if self._understood(record)]
+        return found
+
+    def _parsed(self, line: bytes) -> dict[str, Any] | None:
         if not line:
-            return
+            return None
         if b"\0" in line:
             self.bad += 1
             line = line[line.rfind(b"\0") + 1 :]
             if not line:
-                return
+                return None
         try:
             record = orjson.loads(line)
         except ValueError:
-            self.bad += 1
-            return
-        if not (
+            record = None
+        if (
             isinstance(record, dict)
             and isinstance(record.get("seq"), int)
             and isinstance(record.get("t"), int | float)
             and isinstance(record.get("kind"), str)
         ):
-            self.bad += 1
-            return
+            return record
+        self.bad += 1
+        return None
+
+    def _understood(self, record: dict[str, Any]) -> bool:
+        """Whether the protocol of a record, by the header before it, is one that this reader knows."""
         if record["kind"] == "header":
             protocol = record.get("protocol")
             self.newer = protocol if isinstance(protocol, int) and protocol > PROTOCOL else 0
-        if not self.newer:
-            items.append(record)
+        return not self.newer
+
+
+def _at_once(whole: bytes) -> list[dict[str, Any]] | None:
+    """The records of whole lines in a fraction of the time that line by line takes; None if any may be damaged."""
+    count = whole.count(b"\n")
+    if not (whole.startswith(b"{") and whole.endswith(b"}\n") and whole.count(b"}\n{") == count - 1):
+        return None
+    try:
+        found = orjson.loads(b"[" + whole[:-1].replace(b"\n", b",") + b"]")
+        kinds, seqs, times = zip(*map(itemgetter("kind", "seq", "t"), found), strict=True)
+    except (ValueError, KeyError, TypeError):
+        return None
+    good = set(map(type, kinds)) == {str} and set(map(type, seqs)) == {int} and set(map(type, times)) <= {int, float}
+    return found if good and len(found) == count else None
 
 
 class TextTail(_Growing):

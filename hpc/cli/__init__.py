@@ -20,6 +20,8 @@ VERBS = {
     "retry": "submit a run's request once more as a new run, from its beginning",
     "fork": "a new run that begins from a checkpoint of another, with changes",
     "sweep": "the runs of a sweep: where they stand, which is best, which are to be tried again",
+    "findings": "what is wrong with runs: stalls, stragglers, spikes, experts, disks; also for cron",
+    "report": "a run or a sweep as one HTML file that opens anywhere; or as plots for a paper",
     "efficiency": "what a run used of what it was given, and what to ask for next time",
     "evaluate": "perplexity of a run's checkpoints on held-out text",
     "profile": "where the time of a running run's steps goes, by torch's profiler",

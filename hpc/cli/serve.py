@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     if args.port is not None and args.port not in PORTS:
         raise Refused(f"--port {args.port}: there is no such port. Allowed: 1 to {PORTS[-1]}; left out, a free one")
 
-    from monitoring.web.pages import ACKNOWLEDGE, application
+    from monitoring.web.pages import SILENCE, application
     from monitoring.web.security import Guard
     from monitoring.web.server import serve
 
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     token = secrets.token_urlsafe(32)
     with _place(args) as place:
         ended_by = serve(
-            lambda closing: Guard(application(source(root), closing), token, written=(ACKNOWLEDGE,)),
+            lambda closing: Guard(application(source(root), closing), token, written=(SILENCE,)),
             place,
             ready=lambda: _tell(place, token, root, as_json=args.json),
         )
@@ -109,6 +109,7 @@ def source(root: Path) -> Source:
         jobs=_jobs,
         sweeps=lambda: list(_sweeps(root)),
         configuration=_configuration,
+        silence=_silence,
     )
 
 
@@ -128,6 +129,18 @@ def _configuration(folder: Path) -> Mapping[str, Any]:
     from hpc.compare import flat, read_config
 
     return flat(read_config(Run(folder)))
+
+
+def _silence(folder: Path, key: str, silent: bool) -> None:
+    from hpc import findings
+
+    try:
+        if silent:
+            findings.silence(Run(folder), key, until=None)
+        else:
+            findings.speak(Run(folder), key)
+    except Refused as error:
+        raise ValueError(str(error)) from error
 
 
 def _sweeps(root: Path) -> Iterator[Sweep]:

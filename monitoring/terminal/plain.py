@@ -56,7 +56,7 @@ def plain(snapshot: Snapshot) -> str:
         rows.append(("experts", f"{text} at step {load.step}"))
     rows += [("attempt", _attempt(attempt)) for attempt in snapshot.attempts]
     rows += [(label, text) for label, text in (("goodput", goodput(snapshot)), ("finish", finish(snapshot))) if text]
-    rows += [("finding", _finding(finding)) for finding in snapshot.findings]
+    rows += [("finding", _finding(finding)) for finding in snapshot.findings if not finding.silenced]
     rows += [("problem", clean(problem)) for problem in snapshot.problems]
     rows.append(("folder", clean(str(snapshot.folder))))
     if snapshot.log:

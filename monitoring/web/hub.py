@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monitoring import acknowledged as notes
 from monitoring.snapshot import ENDED, Snapshot
 from monitoring.tail import last_value
 from monitoring.web import views
@@ -172,24 +171,23 @@ class Hub:
             jobs = self.jobs(list(self._list().values()))
             snapshot = watched.snapshot(jobs.get(folder))
             (row,) = self.source.rows([folder], jobs)
-            seen = notes.read(folder)
-            return views.run(name, snapshot, row, watched.metrics(), self._sweep_of(folder), seen)
+            return views.run(name, snapshot, row, watched.metrics(), self._sweep_of(folder))
         except (Gone, FileNotFoundError) as error:
             self.forget(folder)
             raise Gone(str(error)) from error
 
-    def acknowledge(self, name: str, finding: str, *, acknowledged: bool) -> None:
-        """Note that a person has seen a finding that there is now, or take that back.
+    def silence(self, name: str, finding: str, *, silent: bool) -> None:
+        """Say no more of a finding that there is now, or say it again.
 
         Raises:
             Unknown: if there is no such run or finding.
-            Gone, OSError: if it cannot be read, or written.
+            ValueError: if it cannot be, in words.
+            Gone, OSError: if the run cannot be read, or written.
         """
         watched = self.watched(name)
-        found = {each.key for each in watched.snapshot().findings} | set(notes.read(watched.folder))
-        if finding not in found:
+        if finding not in {each.key for each in watched.snapshot().findings}:
             raise Unknown(finding)
-        notes.write(watched.folder, finding, acknowledged=acknowledged)
+        self.source.silence(watched.folder, finding, silent)
 
     def snapshots(self) -> list[Snapshot]:
         """Of the runs that are open: for whoever exports figures of live runs."""

@@ -31,7 +31,7 @@ ALIVE = 15.0  # seconds after which a stream that has nothing to say says so: wh
 IDLE = 60.0  # seconds after which what nobody asked for is forgotten
 POINTS = 4000  # of a curve, at most
 COMPARED = 12  # runs, at most
-ACKNOWLEDGE = "/api/acknowledge"  # all that may be posted to
+SILENCE = "/api/silence"  # all that may be posted to
 LONGEST = 4096  # bytes of what is posted
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -67,7 +67,7 @@ class Pages:
             Route("/api/log", _told(self.log)),
             Route("/api/sweep", _told(self.sweep)),
             Route("/api/differences", _told(self.differences)),
-            Route(ACKNOWLEDGE, _told(self.acknowledge), methods=["POST"]),
+            Route(SILENCE, _told(self.silence), methods=["POST"]),
         ]
 
     # -- files --
@@ -210,8 +210,8 @@ class Pages:
             raise Mistake(f"run: 1 to {COMPARED} of them")
         return _json({"runs": names, "differences": await in_thread(self.hub.differences, names)})
 
-    async def acknowledge(self, request: Request) -> Response:
-        """Note that a finding was seen: ``{"run", "finding", "acknowledged"}``."""
+    async def silence(self, request: Request) -> Response:
+        """Say no more of a finding, or say it again: ``{"run", "finding", "silent"}``."""
         body = b""
         async for part in request.stream():
             body += part
@@ -219,13 +219,16 @@ class Pages:
                 raise Mistake(f"more than {LONGEST} bytes")
         try:
             said = orjson.loads(body)
-            run, finding, on = said["run"], said["finding"], said["acknowledged"]
+            run, finding, silent = said["run"], said["finding"], said["silent"]
         except (ValueError, TypeError, KeyError):
-            raise Mistake('must be JSON: {"run": TEXT, "finding": TEXT, "acknowledged": true or false}') from None
-        if not (isinstance(run, str) and isinstance(finding, str) and isinstance(on, bool)):
-            raise Mistake("run and finding: must be text; acknowledged: true or false")
-        await in_thread(lambda: self.hub.acknowledge(run, finding, acknowledged=on))
-        return _json({"acknowledged": on})
+            raise Mistake('must be JSON: {"run": TEXT, "finding": TEXT, "silent": true or false}') from None
+        if not (isinstance(run, str) and isinstance(finding, str) and isinstance(silent, bool)):
+            raise Mistake("run and finding: must be text; silent: true or false")
+        try:
+            await in_thread(lambda: self.hub.silence(run, finding, silent=silent))
+        except ValueError as error:
+            raise Mistake(str(error)) from error
+        return _json({"silent": silent})
 
 
 class _Follow:

@@ -67,6 +67,9 @@ class Source:
     jobs: Callable[[Sequence[Path], Jobs], Jobs]  # asks Slurm, once for all; the second is what it said before
     sweeps: Callable[[], Sequence[Sweep]]
     configuration: Callable[[Path], Mapping[str, Any]]  # of a run, by full path
+    silence: Callable[
+        [Path, str, bool], None
+    ]  # a finding of a run, by its key, or have it told again; ValueError: why not
 
 
 def key(folder: Path) -> str:

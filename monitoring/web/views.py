@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -51,7 +51,9 @@ def details(snapshot: Snapshot) -> dict[str, Any]:
         "eta_s": snapshot.eta_s,
         "ettr": snapshot.outlook.ettr,
         "updated": snapshot.updated,
-        "findings": [{"severity": each.severity, "title": each.title} for each in snapshot.findings],
+        "findings": [
+            {"severity": each.severity, "title": each.title} for each in snapshot.findings if not each.silenced
+        ],
         "loss": float(snapshot.loss.values[-1]) if len(snapshot.loss.values) else None,
         "spark": sparkline(snapshot.loss.values),
     }
@@ -71,7 +73,6 @@ def run(
     row: Row,
     metrics: Sequence[str],
     sweep: str | None,
-    acknowledged: Collection[str] = (),
 ) -> dict[str, Any]:
     """The sections of a run's page, each sent when it has changed."""
     outlook, job = snapshot.outlook, snapshot.job
@@ -107,7 +108,7 @@ def run(
             "loss_min": float(finite.min()) if len(finite) else None,
             "lost_steps": snapshot.lost_steps,
         },
-        "findings": [each.to_json() | {"acknowledged": each.key in acknowledged} for each in snapshot.findings],
+        "findings": [each.to_json() for each in snapshot.findings],
         "attempts": snapshot.attempts,
         "goodput": {
             "seconds": {bucket.value: seconds for bucket, seconds in outlook.seconds.items()},

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitoring import layout
-from monitoring.history import History, load
+from monitoring.frames import load
+from monitoring.history import History
 from monitoring.recorder import PROTOCOL, encode
 from tests.monitoring.generate import BATCH, Shape, Try, generate, loss
 

@@ -15,7 +15,7 @@ import uvicorn
 
 from monitoring import layout
 from monitoring.recorder import Recorder
-from monitoring.web.pages import ACKNOWLEDGE, application
+from monitoring.web.pages import SILENCE, application
 from monitoring.web.security import Guard
 from monitoring.web.server import on_port
 from tests.monitoring.generate import BATCH
@@ -62,7 +62,7 @@ def base(root: Path) -> Iterator[str]:
         patch.setattr("monitoring.web.watched.FRESH", 0.05)
         patch.setattr("monitoring.web.hub.LIST_EVERY", 0.1)
         closing = asyncio.Event()
-        app = Guard(application(source(root), closing), TOKEN, written=(ACKNOWLEDGE,))
+        app = Guard(application(source(root), closing), TOKEN, written=(SILENCE,))
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[place.listening])), daemon=True)
         thread.start()
@@ -314,14 +314,14 @@ def test_a_log_is_searched(viewer: Viewer) -> None:
     page.get_by_text("attempt 2", exact=True).last.wait_for()
 
 
-def test_a_finding_is_acknowledged_by_a_click(viewer: Viewer) -> None:
+def test_a_finding_is_silenced_by_a_click(viewer: Viewer) -> None:
     page = viewer.opens("run")
     finding = page.locator(".finding").first
-    finding.get_by_role("button", name="Acknowledge").click()
-    finding.get_by_role("button", name="Take back").wait_for()
-    assert "(acknowledged)" in finding.inner_text()
-    finding.get_by_role("button", name="Take back").click()
-    finding.get_by_role("button", name="Acknowledge").wait_for()
+    finding.get_by_role("button", name="Silence").click()
+    finding.get_by_role("button", name="Say again").wait_for()
+    assert "(silenced)" in finding.inner_text()
+    finding.get_by_role("button", name="Say again").click()
+    finding.get_by_role("button", name="Silence").wait_for()
     assert viewer.complaints == []
 
 

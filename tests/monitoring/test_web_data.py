@@ -215,7 +215,7 @@ def test_configurations_are_compared(viewer: TestClient) -> None:
     assert viewer.get("/api/differences", params={"run": [RUN] * 13}).status_code == 400
 
 
-def test_a_finding_is_acknowledged_and_taken_back(viewer: TestClient, root: Path) -> None:
+def test_a_finding_is_silenced_and_told_again(viewer: TestClient, root: Path) -> None:
     own = {"origin": "http://localhost"}
 
     def findings() -> list[dict[str, Any]]:
@@ -223,12 +223,12 @@ def test_a_finding_is_acknowledged_and_taken_back(viewer: TestClient, root: Path
         return hub.run(RUN)["findings"]
 
     found = findings()
-    assert found and not any(each["acknowledged"] for each in found)  # nothing was recorded for very long
-    body = {"run": RUN, "finding": found[0]["key"], "acknowledged": True}
-    assert viewer.post("/api/acknowledge", json=body, headers=own).status_code == 200
-    assert findings()[0]["acknowledged"]
-    assert viewer.post("/api/acknowledge", json=body | {"acknowledged": False}, headers=own).status_code == 200
-    assert not findings()[0]["acknowledged"]
+    assert found and not any(each["silenced"] for each in found)  # nothing was recorded for very long
+    body = {"run": RUN, "finding": found[0]["key"], "silent": True}
+    assert viewer.post("/api/silence", json=body, headers=own).status_code == 200
+    assert findings()[0]["silenced"]
+    assert viewer.post("/api/silence", json=body | {"silent": False}, headers=own).status_code == 200
+    assert not findings()[0]["silenced"]
 
 
 @given(st.integers(1, 300), st.integers(1, 20), st.integers(0, 10**6))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from monitoring import layout
 from monitoring.history import read_json
 from monitoring.snapshot import JobState
 from monitoring.tail import last_record
-from monitoring.web.pages import ACKNOWLEDGE, application
+from monitoring.web.pages import SILENCE, application
 from monitoring.web.security import Guard
 from monitoring.web.source import Member, Source, Sweep
 from tests.monitoring.generate import Shape, Try, generate
@@ -88,12 +89,15 @@ def source(root: Path, called: Called | None = None) -> Source:
         rows=lambda folders, _: [row(folder) for folder in folders],
         jobs=jobs,
         sweeps=lambda: [Sweep(root / SWEEP, False, members())] if root.joinpath("sweep").exists() else [],
+        silence=lambda folder, finding, silent: (folder / layout.SILENCED).write_text(
+            json.dumps({finding: {"until": None}} if silent else {})
+        ),
         configuration=lambda folder: {"name": folder.parent.name, "same": 1, "id": folder.name},
     )
 
 
 def guarded(root: Path, called: Called | None = None) -> Guard:
-    return Guard(application(source(root, called)), TOKEN, written=(ACKNOWLEDGE,))
+    return Guard(application(source(root, called)), TOKEN, written=(SILENCE,))
 
 
 def browser(app: Guard) -> TestClient:

@@ -109,19 +109,19 @@ function fill(node, ...children) {
 function findings(node, found, key) {
   const id = key.slice(key.lastIndexOf("/") + 1);
   const list = found.map((each) => {
-    const acknowledged = Boolean(each.acknowledged);
+    const { silenced } = each;
     const where = [each.node && `node ${each.node}`, each.rank !== null && `rank ${each.rank}`].filter(Boolean).join(", ");
-    const button = el("button", { type: "button", class: "small", onclick: async () => {
+    const button = el("button", { type: "button", class: "small", "aria-label": `${silenced ? "Say again" : "Silence"}: ${each.title}`, onclick: async () => {
       button.disabled = true;
       try {
-        await post("/api/acknowledge", { run: key, finding: each.key, acknowledged: !acknowledged });
+        await post("/api/silence", { run: key, finding: each.key, silent: !silenced });
       } catch (error) {
         button.after(el("span", { class: "bad" }, ` ${error.message}`));
       }
       button.disabled = false;
-    } }, acknowledged ? "Take back" : "Acknowledge");
-    return el("li", { class: `finding ${each.severity} ${acknowledged ? "acknowledged" : ""}` },
-      el("p", { class: "title" }, el("b", { class: "severity" }, each.severity), ` ${each.title}`, acknowledged ? el("span", { class: "quiet" }, " (acknowledged)") : null),
+    } }, silenced ? "Say again" : "Silence");
+    return el("li", { class: `finding ${each.severity} ${silenced ? "silenced" : ""}` },
+      el("p", { class: "title" }, el("b", { class: "severity" }, each.severity), ` ${each.title}`, silenced ? el("span", { class: "quiet" }, " (silenced)") : null),
       el("p", {}, each.evidence),
       el("p", { class: "quiet" }, [`since ${clock(each.since)}`, where].filter(Boolean).join(", "), each.do ? [". To do: ", el("code", {}, each.do.replace(/\bRUN\b/g, id))] : null),
       button);

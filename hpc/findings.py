@@ -1,0 +1,127 @@
+"""What people do about findings: silence them, be told of new ones, have the documented ones acted on."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpc import slurm
+from hpc.errors import Refused
+from hpc.queue import controller
+from hpc.runs import Run, read_json, write_json
+from monitoring import layout
+
+if TYPE_CHECKING:
+    from monitoring.findings import Finding
+    from monitoring.snapshot import JobState, Snapshot
+
+TOLD = "told.json"  # in the run's folder: of which findings people were told, and when
+AGAIN = 24 * 3600.0  # seconds after which a finding that is still there is told again
+ACTED_ON = ("stall", "dead_rank")  # by a requeue, which is what a person would do
+
+
+def snapshots(found: Sequence[Run]) -> list[tuple[Run, Snapshot]]:
+    """Each run as it is now, judged; Slurm is asked once for all. A folder that is no run any more is left out."""
+    from hpc.queue import states
+    from monitoring.reader import Reader
+
+    jobs, read = states(found), []
+    for run in found:
+        try:
+            read.append((run, Reader(run.folder).read(jobs.get(run.folder))))
+        except FileNotFoundError:  # removed meanwhile
+            continue
+    return read
+
+
+def silence(run: Run, key: str, *, until: float | None) -> None:
+    """Say no more of a finding, or of all of a kind.
+
+    Args:
+        key: a finding's key, or its kind.
+        until: unix seconds; None: for good.
+    """
+    known = read_json(run.folder / layout.SILENCED) or {}
+    entry = {"until": until, "by": _person(), "at": time.time()}
+    write_json(run.folder / layout.SILENCED, {**known, key: entry})
+
+
+def speak(run: Run, key: str) -> None:
+    """Say again what was silenced.
+
+    Raises:
+        Refused: if it was not.
+    """
+    known = read_json(run.folder / layout.SILENCED) or {}
+    if key not in known:
+        raise Refused(f"{key!r} is not silenced. Silenced are: {', '.join(sorted(known)) or 'none'}")
+    write_json(run.folder / layout.SILENCED, {name: entry for name, entry in known.items() if name != key})
+
+
+def tell(run: Run, found: Iterable[Finding], say: Callable[[str], None], now: float | None = None) -> list[Finding]:
+    """Send the findings that nobody was told of yet to where ``notify`` of the run's configuration says.
+
+    Those of severity info are not sent. Returns what was sent, or tried to be.
+    """
+    from hpc import notify
+
+    now = time.time() if now is None else now
+    config = run.config()
+    told: dict[str, Any] = read_json(run.folder / TOLD) or {}
+    due = [
+        finding
+        for finding in found
+        if finding.severity.rank and not finding.silenced and now - _number(told.get(finding.key)) > AGAIN
+    ]
+    if not due or not (config.notify.webhook or config.notify.mail):
+        return []
+    for finding in due:
+        notify.send(config.notify, _message(run, finding), say)
+    write_json(run.folder / TOLD, told | {finding.key: now for finding in due})
+    return due
+
+
+def _message(run: Run, finding: Finding) -> dict[str, Any]:
+    where = run.cluster + (" (EMULATED)" if run.emulated else "")
+    text = f"{run.name}/{run.id} on {where}: {finding.severity.value}: {finding.title} ({finding.evidence})"
+    fields = {key: value for key, value in finding.to_json().items() if key not in ("silenced", "do")}
+    said = {"run": run.id, "name": run.name, "state": finding.title, **fields}
+    return {**said, "folder": str(run.folder), "next": finding.do.replace("RUN", run.id), "text": text}
+
+
+def act(run: Run, found: Iterable[Finding], job: JobState | None) -> str | None:
+    """Do what a person would do about the worst: put a stalled job back into the queue. What was done, or None.
+
+    Only for a critical finding of ``ACTED_ON`` in a running job of this run; nothing else is ever done.
+    """
+    cause = next((f for f in found if f.kind in ACTED_ON and f.severity.value == "critical" and not f.silenced), None)
+    if cause is None or job is None or job.state != "RUNNING":
+        return None
+    taken = slurm.requeue(job.job_id, controller(run))
+    done = f"job {job.job_id} was put back into the queue" if taken else f"Slurm did not put job {job.job_id} back"
+    record = {"time": time.time(), "by": _person(), "finding": cause.to_json(), "done": done}
+    with (run.folder / "acted.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+    return done
+
+
+def _person() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # an id without a name
+        return "unknown"
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def runs_to_look_at(root: Path) -> list[Run]:
+    """The runs that have not ended by their own word."""
+    from hpc import runs
+
+    return [run for run in runs.every(root) if run.state().get("state") not in ("finished", "failed", "cancelled")]

@@ -1,0 +1,119 @@
+"""What an attempt recorded, in Parquet beside its records: read in a fraction of the time, and only while it is true.
+
+``python -m monitoring.compact`` makes these files of an attempt that has ended:
+
+- ``steps.parquet``: ``step``, ``tokens``, ``t`` and a column for each metric of rank 0's ``step`` records
+- ``ranks.parquet``: ``rank``, ``step``, ``t`` and a column for each metric of the ``rank`` records of all ranks; a row
+  group for each rank
+- ``experts.parquet``: ``layer``, ``step``, ``t``, ``tokens`` (a list, one number for each expert), ``entropy``,
+  ``dropped``; a row group for each layer
+
+Rows are in the order of the records. A missing value is null, NaN is a value. The file's metadata has, under ``hpc``, a
+JSON object: the version of this layout, the records that it was made from (``sources``: how much of each, and a digest
+of its two ends), and what has no row. A reader takes a file only if the records still begin like that. They are
+append-only, so that what came later is read from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from monitoring.columns import Columns
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+VERSION = 1
+META = b"hpc"
+STEPS, RANKS, EXPERTS = "steps.parquet", "ranks.parquet", "experts.parquet"
+_END = 256  # bytes at each end by which records are known again
+
+
+def source(path: Path, size: int) -> dict[str, Any]:
+    """By what the first ``size`` bytes of some records are known again.
+
+    Raises:
+        OSError: if they cannot be read.
+    """
+    with path.open("rb") as file:
+        begin = file.read(min(size, _END))
+        file.seek(max(0, size - _END))
+        end = file.read(min(size, _END))
+    return {"name": path.name, "size": size, "digest": hashlib.blake2b(begin + end, digest_size=16).hexdigest()}
+
+
+def _unchanged(folder: Path, known: Sequence[dict[str, Any]]) -> bool:
+    try:
+        return all(source(folder / each["name"], each["size"]) == each for each in known)
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """An open Parquet file whose records are still those that it was made from."""
+
+    file: pq.ParquetFile
+    meta: dict[str, Any]
+
+    def sizes(self) -> dict[str, int]:
+        """How many bytes of which records are in it."""
+        return {each["name"]: each["size"] for each in self.meta["sources"]}
+
+
+def opened(attempt: Path, name: str) -> Compacted | None:
+    """One of the files of an attempt; None if it is not there, or damaged, or not true any more."""
+    path = attempt / name
+    if not path.is_file():
+        return None
+    try:
+        import pyarrow.parquet as pq
+    except ImportError:
+        return None
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        meta = json.loads((file.metadata.metadata or {})[META])
+        good = meta["version"] == VERSION and _unchanged(attempt, meta["sources"])
+    except (OSError, ValueError, KeyError, TypeError):  # pyarrow's own errors are among these
+        return None
+    return Compacted(file, meta) if good else None
+
+
+def groups(found: Compacted, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Its row groups, one after the other.
+
+    Raises:
+        OSError: if one is damaged.
+        ValueError: likewise.
+    """
+    known = found.file.schema_arrow.names
+    wanted = None if columns is None else [name for name in columns if name in known]
+    for number in range(found.file.num_row_groups):
+        yield found.file.read_row_group(number, columns=wanted)
+
+
+def fill(columns: Columns, table: pa.Table) -> None:
+    """Put the rows of a table into empty columns: step, t and tokens are their fields, all others metrics."""
+    for name, values in (*columns.integers().items(), ("t", columns.times)):
+        if name in table.column_names:
+            values.frombytes(table.column(name).to_numpy().tobytes())
+    every = np.arange(table.num_rows).tobytes()
+    for name in table.column_names:
+        column = table.column(name)
+        if name == "t" or name in columns.integers() or column.null_count == len(column):
+            continue
+        rows = every
+        if column.null_count:
+            rows = np.flatnonzero(column.is_valid().to_numpy()).tobytes()
+            column = column.drop_null()
+        metric = columns.metric(name)
+        metric.rows.frombytes(rows)
+        metric.values.frombytes(column.to_numpy().tobytes())

@@ -1,0 +1,166 @@
+"""Everything that a run recorded as pandas DataFrames, and as tables for SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from monitoring.columns import Columns, Metric
+from monitoring.experts import Loads, every_layer
+from monitoring.history import History, attempt_row
+from monitoring.ranks import every_rank
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NONE = Metric()
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Everything a run recorded, as pandas DataFrames, each made when it is first asked for."""
+
+    source: History
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """The curve; see ``History.frame``."""
+        return self.source.frame()
+
+    @cached_property
+    def lost(self) -> pd.DataFrame:
+        """The steps that were done again."""
+        return self.source.lost_frame()
+
+    @cached_property
+    def attempts(self) -> pd.DataFrame:
+        """One row for each attempt: number, job_id, cause, began, ended, first_step, last_step, lost_steps
+        ..."""
+        import pandas as pd
+
+        return pd.DataFrame([attempt_row(attempt) for attempt in self.source.attempts])
+
+    @cached_property
+    def ranks(self) -> pd.DataFrame:
+        """The summary lines of all ranks: attempt, rank, step, t, step_s and other metrics; lost work is in it.
+
+        A missing metric is ``pd.NA``; NaN stays a value of its own.
+        """
+        import pandas as pd
+
+        parts = [
+            (attempt.number, rank, found)
+            for attempt in self.source.attempts
+            for rank, found in every_rank(attempt.folder)
+            if found.steps
+        ]
+        if not parts:
+            return pd.DataFrame()
+        sizes = [len(found.steps) for *_, found in parts]
+        return pd.DataFrame(
+            {
+                "attempt": np.repeat([number for number, *_ in parts], sizes),
+                "rank": np.repeat([rank for _, rank, _ in parts], sizes),
+                "step": np.concatenate([np.array(found.steps) for *_, found in parts]),
+                "t": np.concatenate([np.array(found.times) for *_, found in parts]),
+                **_metrics([found for *_, found in parts]),
+            }
+        )
+
+    @cached_property
+    def experts(self) -> pd.DataFrame:
+        """Tokens per expert: attempt, step, layer, expert, tokens; one row for each expert, lost work included."""
+        import pandas as pd
+
+        parts = [
+            (attempt.number, layer, found)
+            for attempt in self.source.attempts
+            for layer, found in every_layer(attempt.folder)
+        ]
+        if not parts:
+            return pd.DataFrame()
+        sizes = [len(found.tokens) for *_, found in parts]
+        return pd.DataFrame(
+            {
+                "attempt": np.repeat([number for number, *_ in parts], sizes),
+                "step": np.concatenate([np.repeat(np.array(found.steps), _widths(found)) for *_, found in parts]),
+                "layer": np.repeat([layer for _, layer, _ in parts], sizes),
+                "expert": np.concatenate([_places(found) for *_, found in parts]),
+                "tokens": np.concatenate([np.array(found.tokens) for *_, found in parts]),
+            }
+        )
+
+
+def _metrics(parts: Sequence[Columns]) -> dict[str, Any]:
+    import pandas as pd
+
+    found = {}
+    for name in dict.fromkeys(name for part in parts for name in part.metrics):
+        pieces = [part.metrics.get(name, _NONE).dense(0, len(part.steps)) for part in parts]
+        values, missing = (np.concatenate(each) for each in zip(*pieces, strict=True))
+        found[name] = pd.arrays.FloatingArray(values, missing)
+    return found
+
+
+def _widths(loads: Loads) -> np.ndarray:
+    return np.diff(np.array(loads.ends, np.int64), prepend=0)
+
+
+def _places(loads: Loads) -> np.ndarray:
+    """The number of each expert within its row."""
+    widths = _widths(loads)
+    return np.arange(len(loads.tokens)) - np.repeat(np.array(loads.ends, np.int64) - widths, widths)
+
+
+def load(run: Path | str) -> Frames:
+    """All records of the run in folder ``run``.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+    """
+    if not Path(run).is_dir():
+        raise FileNotFoundError(f"{run} is no run folder")
+    history = History(Path(run))
+    history.refresh()
+    return Frames(history)
+
+
+TABLES = ("history", "lost", "attempts", "ranks", "experts")
+
+
+def sql(run: Path | str | Frames, query: str) -> pd.DataFrame:
+    """The answer to an SQL query over a run: the frames are its tables.
+
+    Only the tables that the query names are read. NaN is a value there too, and a missing metric is NULL.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ImportError: where DuckDB is not installed.
+    """
+    try:
+        import duckdb
+    except ImportError:
+        raise ImportError("SQL over a run needs DuckDB; type: pip install duckdb") from None
+    import pyarrow as pa
+
+    frames = run if isinstance(run, Frames) else load(run)
+    with duckdb.connect(":memory:", config={"enable_external_access": False}) as connection:
+        for name in TABLES:
+            if name in query.lower():
+                frame = getattr(frames, name)
+                connection.register(name, pa.table({key: _arrow(frame[key]) for key in frame}))
+        return connection.execute(query).df()
+
+
+def _arrow(column: Any) -> Any:
+    import pandas as pd
+    import pyarrow as pa
+
+    if isinstance(column.array, pd.arrays.FloatingArray):
+        return pa.array(column.array._data, mask=column.array._mask)
+    return pa.Array.from_pandas(column)

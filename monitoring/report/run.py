@@ -1,0 +1,229 @@
+"""The report of one run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from monitoring import energy, layout
+from monitoring.curves import Curves
+from monitoring.experts import Experts
+from monitoring.goodput import Bucket, Span
+from monitoring.history import read_json
+from monitoring.ranks import Ranks
+from monitoring.reader import Reader
+from monitoring.report import plot
+from monitoring.report.page import facts, folded, page, section, table
+from monitoring.report.plot import COLOURS, Line
+from monitoring.snapshot import JobState, Snapshot
+from monitoring.terminal.plain import finish, goodput
+from monitoring.terminal.words import count, duration, figure
+from monitoring.text import clean
+
+POINTS = 700  # bins of a curve: about one for each pixel
+LAYERS = 12  # whose experts are drawn
+BUCKETS = {
+    Bucket.queue: "#b9c2cf",
+    Bucket.hold: "#d5dbe4",
+    Bucket.startup: "#e3a83b",
+    Bucket.training: "#2a9d5c",
+    Bucket.evaluation: "#4a90d9",
+    Bucket.checkpoint: "#7a5cc9",
+    Bucket.repeated: "#c0392b",
+    Bucket.ending: "#8a6d3b",
+    Bucket.stopped: "#6b7480",
+    Bucket.unknown: "#333a45",
+}
+# What is drawn together, and whether its axis is logarithmic.
+PLOTS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
+    ("Loss", ("loss", "validation_loss"), True),
+    ("Gradient norm", ("grad_norm",), True),
+    ("Learning rate", ("lr",), False),
+    ("Tokens per second", ("tokens_per_s",), False),
+    ("MFU", ("mfu",), False),
+    ("Router", ("balance_loss", "router_entropy"), False),
+    ("Memory, GiB", ("peak_memory_gib",), False),
+)
+
+
+def report(run: Path, job: JobState | None = None, now: float | None = None) -> str:
+    """The whole document.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or it is no run.
+    """
+    reader = Reader(run)
+    snapshot = reader.read(job, now)
+    curves = Curves(reader.history)
+    title = f"{clean(snapshot.name)}/{clean(snapshot.id)}"
+    body = [
+        _head(snapshot, title, (reader.config.get("cluster") or {}).get("co2_g_per_kwh")),
+        section("Curves", *_curves(curves)),
+        section("Where the time went", _time(snapshot), _attempts(snapshot)),
+        section("Findings", _findings(snapshot)),
+        section("Ranks", _ranks(Ranks(run, reader.history))),
+        section("Experts", *_experts(Experts(run, reader.history))),
+        section("What was asked for", *_request(run)),
+    ]
+    return page(title, body)
+
+
+def _head(snapshot: Snapshot, title: str, co2_g_per_kwh: float | None) -> str:
+    spans = snapshot.outlook.spans
+    loss = snapshot.loss.values
+    state = snapshot.state + (f": {snapshot.reason}" if snapshot.reason else "")
+    rows = [
+        ("state", clean(state)),
+        ("cluster", clean(snapshot.cluster) + (" (EMULATED)" if snapshot.emulated else "")),
+        ("asked for", _moment(spans[0].begin) if spans else ""),
+        ("steps", f"{snapshot.step:,}" if snapshot.step is not None else ""),
+        ("tokens", f"{snapshot.tokens:,}" if snapshot.tokens else ""),
+        ("share of the target", f"{snapshot.share:.1%}" if snapshot.share is not None else ""),
+        ("loss", f"{figure(float(loss[0]))} to {figure(float(loss[-1]))}" if len(loss) else ""),
+        ("tokens per second", count(snapshot.tokens_per_s) if snapshot.tokens_per_s else ""),
+        ("attempts", str(len(snapshot.attempts))),
+        ("goodput", goodput(snapshot)),
+        ("finish", finish(snapshot)),
+        ("energy", _energy(snapshot.folder, co2_g_per_kwh)),
+    ]
+    made = f'<p class="dim">As of {_moment(snapshot.now)}.</p>'
+    return f"<header><h1>{escape(title)}</h1>{facts(rows)}{made}</header>"
+
+
+def _energy(run: Path, co2_g_per_kwh: float | None) -> str:
+    used = energy.of_run(run)
+    if used is None:
+        return ""
+    co2 = f", {figure(energy.co2_kg(used, co2_g_per_kwh))} kg CO2" if co2_g_per_kwh is not None else ""
+    return f"{figure(used)} kWh of its GPUs{co2}"
+
+
+def _curves(curves: Curves) -> Iterator[str]:
+    known = curves.names()
+    for title, names, log in PLOTS:
+        lines: list[Line] = []
+        for name, colour in zip([n for n in names if n in known], COLOURS, strict=False):
+            lines.append(Line(name, curves.view(name, most=POINTS), colour))
+            ghosts = curves.ghosts(name, most=POINTS // 4)
+            lines += [Line("done again", ghost.curve, COLOURS[-1], ghost=True) for ghost in ghosts]
+        if drawn := plot.curves(lines, title, "step", log=log):
+            yield section(title, drawn, level=3)
+
+
+def _time(snapshot: Snapshot) -> str:
+    found = snapshot.outlook
+    wall = sum(found.seconds.values())
+    if not wall:
+        return ""
+    drawn = [
+        (span.begin, span.end, span.bucket.value, f"{span.bucket.value}, {duration(span.seconds)}")
+        for span in _joined(snapshot)
+    ]
+    line = plot.spans(drawn, "where the time went, from left to right", {b.value: c for b, c in BUCKETS.items()})
+    rows = [
+        (bucket.value, duration(seconds), f"{seconds / wall:.1%}")
+        for bucket, seconds in sorted(found.seconds.items(), key=lambda each: -each[1])
+        if seconds
+    ]
+    more = facts(
+        [
+            ("failures", str(found.failures) if found.failures else ""),
+            ("mean time between them", duration(found.mtbf) if found.mtbf else ""),
+            ("training of the time on nodes", f"{found.ettr_on_nodes:.1%}" if found.ettr_on_nodes else ""),
+            ("expected of it", f"{found.expected:.1%}" if found.expected else ""),
+            ("best checkpoint interval", duration(found.best_interval) if found.best_interval else ""),
+        ]
+    )
+    return line + _key(snapshot) + table(("", "time", "share"), rows, numbers=(1, 2)) + more
+
+
+def _joined(snapshot: Snapshot, most: int = 600) -> list[Span]:
+    """The spans, those too short to be seen added to the one before."""
+    spans = snapshot.outlook.spans
+    least = (spans[-1].end - spans[0].begin) / most if spans else 0.0
+    found: list[Span] = []
+    for span in spans:
+        if found and (span.seconds < least or found[-1].bucket is span.bucket):
+            found[-1] = found[-1]._replace(end=span.end)
+        else:
+            found.append(span)
+    return found
+
+
+def _key(snapshot: Snapshot) -> str:
+    used = [bucket for bucket, seconds in snapshot.outlook.seconds.items() if seconds]
+    items = [
+        f'<li><svg width="14" height="10" aria-hidden="true"><rect width="14" height="10" fill="{BUCKETS[bucket]}"/>'
+        f"</svg> {bucket.value}</li>"
+        for bucket in used
+    ]
+    return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def _attempts(snapshot: Snapshot) -> str:
+    rows = [
+        (
+            each.number,
+            each.job_id or "",
+            _moment(each.began) if each.began else "",
+            duration(each.ended - each.began) if each.began and each.ended else "",
+            (each.cause or "running").replace("_", " "),
+            f"{each.first_step or ''}-{each.last_step or ''}" if each.first_step is not None else "",
+            each.lost_steps or "",
+            ", ".join(each.nodes[:8]) + (" ..." if len(each.nodes) > 8 else ""),
+            clean(each.evidence)[:300],
+        )
+        for each in snapshot.attempts
+    ]
+    head = ("attempt", "job", "began", "lasted", "ended by", "steps", "lost", "nodes", "evidence")
+    return table(head, rows, numbers=(0, 3, 6))
+
+
+def _findings(snapshot: Snapshot) -> str:
+    rows = [
+        (each.severity.value, each.title, each.evidence, _moment(each.since))
+        for each in snapshot.findings
+        if not each.silenced
+    ]
+    return table(("severity", "what", "evidence", "since"), [[clean(str(cell)) for cell in row] for row in rows])
+
+
+def _ranks(ranks: Ranks) -> str:
+    found = ranks.read()
+    if len(found.ranks) < 2 or not len(found.steps):
+        return ""
+    middle = float(np.nanmedian(found.step_s)) if np.isfinite(found.step_s).any() else 0.0
+    label = f"seconds of a step by rank (rows) and step (columns), {figure(0.5 * middle)} to {figure(2 * middle)}"
+    return f'<p class="dim">{label}</p>' + plot.heat_map(found.step_s, label, 0.5 * middle, 2 * middle)
+
+
+def _experts(experts: Experts) -> Iterator[str]:
+    layers = experts.layers()
+    for layer in layers[:: max(1, -(-len(layers) // LAYERS))]:
+        found = experts.read(layer)
+        if not len(found.steps):
+            continue
+        last = found.share[-1]
+        label = f"load of each expert (rows) over steps {found.steps[0]:,} to {found.steps[-1]:,}; fair is 1, dark is 2"
+        words = f"at the end {figure(float(np.nanmin(last)))} to {figure(float(np.nanmax(last)))} of the fair share"
+        yield section(f"Layer {layer}: {words}", plot.heat_map(found.share.T, label, 0.0, 2.0), level=3)
+
+
+def _request(run: Path) -> Sequence[str]:
+    manifest = read_json(run / layout.MANIFEST) or {}
+    command, commit = manifest.get("command"), (manifest.get("git") or {})
+    typed = " ".join(command) if isinstance(command, list) else str(command or "")
+    known = [("typed", clean(typed)), ("code", clean(str(commit.get("commit") or "")))]
+    try:
+        text = (run / layout.CONFIG).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    return facts(known), folded("the whole configuration", "\n".join(clean(line) for line in text.splitlines()))
+
+
+def _moment(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))

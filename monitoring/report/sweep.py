@@ -1,0 +1,117 @@
+"""The report of a sweep: its runs as a table, the parameters against a metric, the best curves over each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from monitoring.bins import Envelope
+from monitoring.curves import Curves
+from monitoring.history import History
+from monitoring.report import plot
+from monitoring.report.page import facts, page, section, table
+from monitoring.report.plot import COLOURS, Line
+from monitoring.terminal.words import figure
+from monitoring.text import clean
+
+SHOWN = len(COLOURS)  # curves over each other
+POINTS = 500
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a sweep, as the report needs it."""
+
+    folder: Path
+    name: str
+    state: str
+    changes: Mapping[str, Any]  # what distinguishes it
+    value: float | None  # of the metric
+
+
+def report(title: str, members: Sequence[Member], metric: str, *, largest: bool = False, moment: str = "") -> str:
+    """The whole document.
+
+    Args:
+        metric: by which the best is found.
+        largest: the largest is the best.
+    """
+    ordered = sorted(members, key=lambda member: _place(member.value, largest))
+    parameters = list(dict.fromkeys(key for member in members for key in member.changes))
+    states = [member.state for member in members]
+    counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    body = [
+        f"<header><h1>{escape(clean(title))}</h1>"
+        + facts([("runs", counted), ("judged by", metric), ("as of", moment)])
+        + "</header>",
+        section(f"The best by {metric}", *_curves(ordered[:SHOWN])),
+        section("Parameters", *(_parameter(key, ordered, metric) for key in parameters)),
+        section("Runs", _table(ordered, parameters, metric)),
+    ]
+    return page(clean(title), body)
+
+
+def _place(value: float | None, largest: bool) -> tuple[bool, float]:
+    if value is None or math.isnan(value):
+        return True, 0.0
+    return False, -value if largest else value
+
+
+def _table(members: Sequence[Member], parameters: Sequence[str], metric: str) -> str:
+    rows = [
+        [
+            clean(member.name),
+            *(clean(str(member.changes.get(key, ""))) for key in parameters),
+            _shown(member),
+            member.state,
+        ]
+        for member in members
+    ]
+    head = ["run", *parameters, metric, "state"]
+    return table(head, rows, numbers=[len(head) - 2])
+
+
+def _shown(member: Member) -> str:
+    return "" if member.value is None else figure(member.value)
+
+
+def _curves(members: Sequence[Member]) -> list[str]:
+    lines = []
+    for member, colour in zip(members, COLOURS, strict=False):
+        history = History(member.folder)
+        history.refresh()
+        lines.append(Line(_named(member), Curves(history).view("loss", most=POINTS), colour))
+    return [plot.curves(lines, "loss", "step", log=True)]
+
+
+def _named(member: Member) -> str:
+    return clean(" ".join(f"{key}={value}" for key, value in member.changes.items()) or member.name)
+
+
+def _parameter(key: str, members: Sequence[Member], metric: str) -> str:
+    """A parameter with numbers for values against the metric; nothing for another, or for one that never changes."""
+    found = [
+        (float(value), member.value)
+        for member in members
+        if isinstance(value := member.changes.get(key), int | float)
+        and not isinstance(value, bool)
+        and member.value is not None
+        and math.isfinite(member.value)
+    ]
+    if len({x for x, _ in found}) < 2:
+        return ""
+    xs = sorted({x for x, _ in found})
+    groups = [[y for x, y in found if x == each] for each in xs]
+    curve = Envelope(
+        x=np.array(xs),
+        low=np.array([min(group) for group in groups]),
+        high=np.array([max(group) for group in groups]),
+        nan=np.zeros(len(xs), bool),
+    )
+    return section(f"{metric} over {key}", plot.curves([Line(metric, curve)], metric, key), level=3)

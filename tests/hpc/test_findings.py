@@ -1,0 +1,91 @@
+"""Findings on the command line: shown, silenced, sent once, and acted on only where that is documented."""
+
+from __future__ import annotations
+
+import json
+import time
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from hpc import findings
+from hpc.cli import main
+from hpc.compose import compose
+from hpc.runs import Run, write_json
+from monitoring import layout
+from monitoring.findings import Finding, Severity
+from tests.hpc.test_notify import Hook, serving
+from tests.monitoring.generate import Shape, Try, generate
+
+
+@pytest.fixture
+def stalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run whose state says that it runs, and whose last step is years old."""
+    monkeypatch.setenv("HPC_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("HPC_HOME", str(tmp_path / "home"))
+    folder = generate(tmp_path / "runs" / "demo" / "20260309-115900-0000", Shape((Try(0, 60),), layers=()))
+    write_json(folder / "manifest.json", {"submitted": 1_763_800_000.0, "command": "hpc submit"})
+    write_json(folder / layout.STATE, {"state": "running", "cluster": "local"})
+    findings.silence(Run(folder), "low_goodput", until=None)  # as years without a step are, too
+    return Run(folder)
+
+
+def shown(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    status = main(["findings", *words])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def test_what_is_wrong_is_shown_with_what_to_type(stalled: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = shown(capsys)
+    assert status == 0
+    assert "critical" in out and "nothing for" in out and f"hpc explain {stalled.id}" in out
+
+
+def test_cron_sees_it_by_the_exit_status(stalled: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(capsys, "last", "--exit-code")[0] == 4
+    write_json(stalled.folder / layout.STATE, {"state": "finished"})
+    assert shown(capsys, "last", "--exit-code")[0] == 0
+
+
+def test_programs_get_a_list(stalled: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(shown(capsys, "--json")[1])
+    assert found[0]["run"] == stalled.id
+    assert {"kind", "severity", "title", "evidence", "since", "key", "do"} <= found[0].keys()
+
+
+def test_what_is_silenced_is_out_of_the_way_until_it_is_spoken_again(
+    stalled: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shown(capsys, stalled.id, "--silence", "stall", "--for", "2h")[0] == 0
+    status, out, _ = shown(capsys, "last", "--exit-code")
+    assert "silenced" in out and status == 0
+    findings.silence(stalled, "stall", until=time.time() - 1)
+    assert shown(capsys, "last", "--exit-code")[0] == 4
+    assert shown(capsys, stalled.id, "--speak", "stall")[0] == 0
+    status, _, err = shown(capsys, stalled.id, "--speak", "stall")
+    assert status == 2 and "not silenced" in err
+
+
+@pytest.mark.parametrize("words", [["--silence", "stall"], ["--for", "2h"], ["no-such-run"]])
+def test_mistakes_are_told(stalled: Run, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(capsys, *words)[0] == 2
+
+
+def test_a_new_finding_is_sent_once(stalled: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Hook)) as hook:
+        config = compose(["job=hello", f"notify.webhook=http://127.0.0.1:{hook.server_address[1]}/hook"])
+        from omegaconf import OmegaConf
+
+        stalled.config_file.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        assert "notify.webhook: sent" in shown(capsys, "last", "--notify")[2]
+        assert shown(capsys, "last", "--notify")[2] == ""
+        ((_, _, message),) = hook.taken
+    assert message["kind"] == "stall" and stalled.id in message["text"] and message["next"].startswith("hpc explain")
+
+
+def test_nothing_is_done_to_a_run_that_slurm_does_not_run(stalled: Run) -> None:
+    finding = Finding("stall", Severity.critical, "x", "y", since=0.0)
+    assert findings.act(stalled, [finding], None) is None
+    assert not (stalled.folder / "acted.jsonl").exists()

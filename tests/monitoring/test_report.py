@@ -1,0 +1,154 @@
+"""Reports: whole, small, closed to the outside, and safe whatever a run is called."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import zlib
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpc.cli import main
+from monitoring import layout
+from monitoring.report import plot
+from monitoring.report.run import report
+from monitoring.report.sweep import Member
+from monitoring.report.sweep import report as sweep_report
+from tests.monitoring.generate import START, Shape, Try, generate
+
+VOID = {"meta", "img", "br"}
+
+
+class Checked(HTMLParser):
+    """Whether tags nest, and what a browser would fetch or run."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text = ""
+        self.tags: set[str] = set()
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        for name, value in attrs:
+            assert not name.startswith("on")
+            assert name not in ("href", "src") or (value or "").startswith("data:image/png;base64,")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_run_is_one_file_that_needs_nothing(tmp_path: Path) -> None:
+    run = generate(tmp_path / "runs" / "tiny_moe" / "20251122-1f2e")
+    (run / layout.MANIFEST).write_text(json.dumps({"submitted": START - 30, "command": ["hpc", "submit"]}))
+    found = Checked(text := report(run, now=START + 400))
+    assert not found.open and not found.tags & {"script", "link", "iframe", "object"}
+    assert "http://" not in text and "https://" not in text
+    for word in ("Loss", "Where the time went", "repeated", "node failure", "Layer 2", "done again", "hpc submit"):
+        assert word in found.text, word
+    assert len(text) < 200_000
+
+
+def test_names_and_logs_stay_text(tmp_path: Path) -> None:
+    hostile = "<script>alert(1)</script>\x1b[31m"
+    run = generate(tmp_path / "x", Shape((Try(0, 60),), name="x", layers=()))
+    (run / layout.CONFIG).write_text(json.dumps({"name": hostile, "train": {"tokens": 1, "batch_tokens": 1}}))
+    (run / layout.STATE).write_text(json.dumps({"state": "failed", "reason": hostile, "cluster": hostile}))
+    text = report(run)
+    assert "script" not in Checked(text).tags and "\x1b" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_a_long_run_stays_below_a_megabyte(tmp_path: Path) -> None:
+    shape = Shape((Try(0, 20_000), Try(15_000, 30_000)), steps=30_000, layers=(1, 2, 3, 4), experts=64)
+    assert len(report(generate(tmp_path / "r", shape))) < 1_000_000
+
+
+def test_a_run_that_never_began_has_a_report_too(tmp_path: Path) -> None:
+    (tmp_path / layout.CONFIG).write_text("name: x\n")
+    assert not Checked(report(tmp_path)).open
+
+
+def test_a_sweep_shows_the_best_first_and_parameters_against_the_metric(tmp_path: Path) -> None:
+    members = [
+        Member(
+            generate(tmp_path / str(n), Shape((Try(0, 40),), layers=())),
+            f"run-{n}",
+            "finished",
+            {"lr": lr, "x": "<b>"},
+            value,
+        )
+        for n, (lr, value) in enumerate([(1e-3, 3.0), (3e-3, 2.5), (1e-2, None)])
+    ]
+    found = Checked(text := sweep_report("s/1", members, "loss"))
+    assert not found.open and "<b>" not in text
+    rows = re.findall(r"<td>(run-\d)</td>", text)
+    assert rows == ["run-1", "run-0", "run-2"]
+    assert "loss over lr" in found.text
+
+
+def test_the_command_writes_a_file_and_tells_of_mistakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HPC_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    run = generate(tmp_path / "runs" / "demo" / "20260309-115900-0000", Shape((Try(0, 60, "finished"),), 60, layers=()))
+    assert main(["report", "demo"]) == 0
+    assert Path(f"{run.name}.html").read_text().startswith("<!doctype html>")
+    for name in ("loss.svg", "loss.png", "loss.pdf"):
+        assert main(["report", "demo", "-o", name, "--metric", "grad_norm"]) == 0
+        assert Path(name).stat().st_size > 1000
+    capsys.readouterr()
+    for words, said in ((["-o", "x.docx"], "-o x.html"), (["-o", "x.svg", "--metric", "nope"], "Recorded are: loss")):
+        assert main(["report", "demo", *words]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["report", "demo", "-o", "no/such/folder/x.html"]) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"{run.name}.html",
+        "loss.pdf",
+        "loss.png",
+        "loss.svg",
+        "runs",
+    ]
+
+
+@given(st.floats(-1e12, 1e12), st.floats(1e-9, 1e12), st.integers(1, 12))
+def test_ticks_are_few_round_and_inside(low: float, span: float, most: int) -> None:
+    found = plot.ticks(low, low + span, most)
+    assert len(found) <= most + 2
+    assert all(low - 1e-6 * span <= tick <= low + span * 1.000001 + abs(low) * 1e-9 for tick in found[1:])
+    assert found == sorted(found)
+
+
+@given(st.integers(1, 40), st.integers(1, 1300))
+def test_pictures_are_png_files(rows: int, columns: int) -> None:
+    values = np.random.default_rng(0).random((rows, columns))
+    values[0, 0] = np.nan
+    data = plot.png(np.zeros((rows, columns, 4), np.uint8))
+    assert struct.unpack(">II", data[16:24]) == (columns, rows)
+    begin = data.index(b"IDAT")
+    (size,) = struct.unpack(">I", data[begin - 4 : begin])
+    assert len(zlib.decompress(data[begin + 4 : begin + 4 + size])) == rows * (columns * 4 + 1)
+    assert plot.heat_map(values, "<x>", 0, 1).startswith("<img")
+
+
+def test_the_highest_of_neighbours_stays_when_a_picture_is_made_narrower() -> None:
+    values = np.zeros((1, 5000))
+    values[0, 777] = 9.0
+    assert plot._narrower(values, 600).max() == 9.0
