@@ -22,7 +22,7 @@ from tests.monitoring.generate import BATCH
 from tests.monitoring.web import DONE, HOSTILE, RUN, SWEEP, TOKEN, source, tree
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Page
+    from playwright.sync_api import Browser, BrowserContext, Dialog, Page
 
 CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None and os.environ.get("REQUIRE_CHROMIUM"):
@@ -39,6 +39,7 @@ ADDRESSES = {
     "compare": f"/compare?run={RUN}&run={DONE}",
     "sweep": f"/sweep?sweep={SWEEP}",
 }
+CHECKS = Path(__file__).with_name("web_checks.js").read_text().partition("\n")[2].rstrip().removesuffix(";")
 READY = {
     "overview": "table.runs tbody tr",
     "run": ".u-over",
@@ -100,11 +101,15 @@ class Viewer:
             "console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None
         )
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.complaints.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        self.page.on("dialog", self.asked)
         self.page.add_init_script(
             "addEventListener('securitypolicyviolation', (event) => console.error('policy', event.violatedDirective))"
         )
         self.page.goto(f"/?token={TOKEN}")
+
+    def asked(self, dialog: Dialog) -> None:
+        self.complaints.append(f"dialog {dialog.message}")
+        dialog.dismiss()
 
     def opens(self, name: str) -> Page:
         self.page.goto(ADDRESSES[name])
@@ -113,6 +118,10 @@ class Viewer:
 
     def tell(self, script: str, argument: Any = None) -> Any:
         return self.page.evaluate(script, argument)
+
+    def checks(self, name: str) -> list[str]:
+        """What is amiss, by one of the checks in web_checks.js."""
+        return self.tell(f"() => {CHECKS}.{name}()")
 
 
 @pytest.fixture
@@ -136,68 +145,22 @@ def _scroll_through(page: Page) -> None:
     page.wait_for_load_state("load")
 
 
-SMALL = """() => [...document.querySelectorAll("main button, main select, main a.button, main input")]
-    .filter((node) => node.offsetParent && node.type !== "range" && !node.matches(".sort"))
-    .map((node) => [node.outerHTML.slice(0, 80), (node.closest("label") ?? node).getBoundingClientRect()])
-    .filter(([, box]) => box.height < 21 || box.width < 21).map(([text]) => text)"""
-
-NAMED = """() => {
-  const name = (node) => (node.getAttribute("aria-label") || node.textContent || node.title || "").trim() ||
-    (node.getAttribute("aria-labelledby") || "").split(" ").map((id) => document.getElementById(id)?.textContent ?? "").join("") ||
-    [...(node.labels ?? [])].map((label) => label.textContent).join("");
-  const found = [];
-  for (const node of document.querySelectorAll("a[href], button, input, select, summary, [tabindex='0'], [role=img], canvas:not([aria-hidden], [role=img] *), progress, nav, main section"))
-    if (!name(node) && !node.closest("[hidden]")) found.push(`no name: ${node.outerHTML.slice(0, 120)}`);
-  const levels = [...document.querySelectorAll("h1, h2, h3, h4")].map((node) => Number(node.tagName[1]));
-  levels.forEach((level, i) => { if (i ? level > levels[i - 1] + 1 : level !== 1) found.push(`heading ${i} of level ${level}`); });
-  for (const table of document.querySelectorAll("table:not(.u-legend)")) {
-    if (!table.caption?.textContent) found.push("a table without a caption");
-    for (const cell of table.querySelectorAll("th")) if (!cell.scope) found.push(`a th without a scope: ${cell.textContent}`);
-    for (const row of table.tBodies[0].rows) if (!row.querySelector("th[scope=row]")) found.push(`a row without a name: ${row.textContent}`);
-  }
-  const ids = [...document.querySelectorAll("[id]")].map((node) => node.id);
-  ids.filter((id, i) => ids.indexOf(id) !== i).forEach((id) => found.push(`id ${id} twice`));
-  if (!document.documentElement.lang) found.push("no language");
-  if (document.querySelectorAll("main").length !== 1) found.push("not one main");
-  if (document.querySelector("[style*=expression], [onclick]")) found.push("a handler in the markup");
-  for (const canvas of document.querySelectorAll("figure canvas:not(.ramp)"))
-    if (canvas.offsetParent && !canvas.closest("section, main").querySelector("table, details.data")) found.push("a canvas with no table beside it");
-  return found;
-}"""
-
-
-CONTRAST = """() => {
-  const parse = (text) => (text.match(/[\\d.]+/g) ?? []).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map((c) => { c /= 255; return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; })
-    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const under = (node) => { for (; node; node = node.parentElement) { const found = parse(getComputedStyle(node).backgroundColor); if (found.length === 3 || found[3] > 0.9) return found; } return [255, 255, 255]; };
-  const found = [];
-  for (const node of document.querySelectorAll("main *, header *")) {
-    if (![...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim()) || !node.offsetParent || node.closest("svg, :disabled, [aria-disabled], .hidden")) continue;
-    const [a, b] = [light(parse(getComputedStyle(node).color)), light(under(node))];
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) found.push(`${ratio.toFixed(2)}: ${node.outerHTML.slice(0, 100)}`);
-  }
-  return found;
-}"""
-
-
 @pytest.mark.parametrize("name", ADDRESSES)
 def test_every_page_is_whole_on_a_desk_in_the_dark_and_on_a_phone(viewer: Viewer, name: str) -> None:
     page = viewer.opens(name)
     _scroll_through(page)
     page.wait_for_timeout(200)
     assert page.locator("h1").count() == 1 and page.title()
-    assert viewer.tell(NAMED) == []  # for who cannot see it
-    assert viewer.tell(CONTRAST) == []
+    assert viewer.checks("names") == []  # for who cannot see it
+    assert viewer.checks("contrast") == []
     page.emulate_media(color_scheme="dark")
     assert viewer.tell("getComputedStyle(document.body).backgroundColor") == "rgb(16, 19, 22)"
-    assert viewer.tell(CONTRAST) == []
+    assert viewer.checks("contrast") == []
     for width in (768, 375):
         page.set_viewport_size({"width": width, "height": 700})
         page.wait_for_timeout(100)
         assert viewer.tell("document.documentElement.scrollWidth") <= width
-    assert viewer.tell(SMALL) == []
+    assert viewer.checks("small") == []
     assert viewer.complaints == []
 
 
@@ -245,9 +208,8 @@ def test_a_curve_is_read_and_zoomed_by_keyboard(viewer: Viewer) -> None:
     before = canvas.get_attribute("aria-label")
     with page.expect_response(lambda answer: "low=" in answer.url):
         page.keyboard.press("+")
-    page.wait_for_function(
-        "([node, before]) => node.getAttribute('aria-label') !== before", arg=[canvas.element_handle(), before]
-    )
+    changed = "([node, before]) => node.getAttribute('aria-label') !== before"
+    page.wait_for_function(changed, arg=[canvas.element_handle(), before])
     page.keyboard.press("0")
     chart.locator("summary").focus()
     page.keyboard.press("Enter")
@@ -316,12 +278,16 @@ def test_a_log_is_searched(viewer: Viewer) -> None:
 
 def test_a_finding_is_silenced_by_a_click(viewer: Viewer) -> None:
     page = viewer.opens("run")
-    finding = page.locator(".finding").first
-    finding.get_by_role("button", name="Silence").click()
-    finding.get_by_role("button", name="Say again").wait_for()
-    assert "(silenced)" in finding.inner_text()
-    finding.get_by_role("button", name="Say again").click()
-    finding.get_by_role("button", name="Silence").wait_for()
+    button = page.get_by_role("button", name="Silence: ").first
+    title = (button.get_attribute("aria-label") or "").removeprefix("Silence: ")
+    button.focus()
+    page.keyboard.press("Enter")
+    back = page.get_by_role("button", name=f"Say again: {title}")
+    back.wait_for()
+    assert "(silenced)" in page.locator(".finding", has=back).inner_text()
+    assert viewer.tell("document.activeElement.textContent") == "Say again"  # the focus stays with the finding
+    back.click()
+    page.get_by_role("button", name=f"Silence: {title}").wait_for()
     assert viewer.complaints == []
 
 

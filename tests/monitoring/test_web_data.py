@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def test_parts_join_to_the_whole_log(
             end = one.begin
         assert [line.at for line in found] == sorted({line.at for line in found})
         assert len(found) == len(whole)
-        hits = [line for line in logs.search(file, "a").lines]
+        hits = logs.search(file, "a").lines
         assert [line.at for line in hits] == [line.at for line in found if "a" in line.text.casefold()]
 
 
@@ -219,16 +220,18 @@ def test_a_finding_is_silenced_and_told_again(viewer: TestClient, root: Path) ->
     own = {"origin": "http://localhost"}
 
     def findings() -> list[dict[str, Any]]:
-        hub = Hub(source(root))
-        return hub.run(RUN)["findings"]
+        return Hub(source(root)).run(RUN)["findings"]
+
+    def silent(key: str) -> bool:
+        return next(each["silenced"] for each in findings() if each["key"] == key)
 
     found = findings()
     assert found and not any(each["silenced"] for each in found)  # nothing was recorded for very long
     body = {"run": RUN, "finding": found[0]["key"], "silent": True}
     assert viewer.post("/api/silence", json=body, headers=own).status_code == 200
-    assert findings()[0]["silenced"]
+    assert silent(body["finding"])
     assert viewer.post("/api/silence", json=body | {"silent": False}, headers=own).status_code == 200
-    assert not findings()[0]["silenced"]
+    assert not silent(body["finding"])
 
 
 @given(st.integers(1, 300), st.integers(1, 20), st.integers(0, 10**6))
@@ -255,7 +258,7 @@ def test_a_timeline_has_no_gaps_and_keeps_its_ends(pieces: list[tuple[Bucket, fl
         at += seconds
     shown = views.timeline(spans, most)
     assert len(shown) <= max(most, 1) and shown[0][1] == 1000.0 and shown[-1][2] == pytest.approx(at, abs=0.01)
-    assert all(one[2] == two[1] for one, two in zip(shown, shown[1:], strict=False))
+    assert all(one[2] == two[1] for one, two in pairwise(shown))
 
 
 # -- streams --
@@ -294,7 +297,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stream_sends_all_once_and_then_what_changed(root: Path) -> None:
     async def listen() -> None:
         one = Listener(Pages(source(root), asyncio.Event()), RUN, "2/0")
-        kind, first = await one.hear()
+        kind, _ = await one.hear()
         assert kind == "state" and one.state["progress"]["step"] == 290 and one.state["head"]["state"] == "running"
         kind, log = await one.hear()
         assert kind == "log" and log["anew"] and "<script>alert(2)</script> red \ufffdback" in log["lines"][-1]["text"]

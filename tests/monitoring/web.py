@@ -81,6 +81,9 @@ def source(root: Path, called: Called | None = None) -> Source:
             called.jobs.append(len(folders))
         return {folder: JobState("17", "RUNNING", nodes="n2gpu[1201,1205]", emulated=True) for folder in folders}
 
+    def silence(folder: Path, finding: str, silent: bool) -> None:
+        (folder / layout.SILENCED).write_text(json.dumps({finding: {"until": None}} if silent else {}))
+
     def members() -> list[Member]:
         return [Member(n, "sweep", root / f"{SWEEP}.{n}", each) for n, each in enumerate(CHANGES)]
 
@@ -89,9 +92,7 @@ def source(root: Path, called: Called | None = None) -> Source:
         rows=lambda folders, _: [row(folder) for folder in folders],
         jobs=jobs,
         sweeps=lambda: [Sweep(root / SWEEP, False, members())] if root.joinpath("sweep").exists() else [],
-        silence=lambda folder, finding, silent: (folder / layout.SILENCED).write_text(
-            json.dumps({finding: {"until": None}} if silent else {})
-        ),
+        silence=silence,
         configuration=lambda folder: {"name": folder.parent.name, "same": 1, "id": folder.name},
     )
 

@@ -111,14 +111,12 @@ function findings(node, found, key) {
   const list = found.map((each) => {
     const { silenced } = each;
     const where = [each.node && `node ${each.node}`, each.rank !== null && `rank ${each.rank}`].filter(Boolean).join(", ");
-    const button = el("button", { type: "button", class: "small", "aria-label": `${silenced ? "Say again" : "Silence"}: ${each.title}`, onclick: async () => {
-      button.disabled = true;
+    const button = el("button", { type: "button", class: "small", "data-key": each.key, "aria-label": `${silenced ? "Say again" : "Silence"}: ${each.title}`, onclick: async () => {
       try {
         await post("/api/silence", { run: key, finding: each.key, silent: !silenced });
       } catch (error) {
         button.after(el("span", { class: "bad" }, ` ${error.message}`));
       }
-      button.disabled = false;
     } }, silenced ? "Say again" : "Silence");
     return el("li", { class: `finding ${each.severity} ${silenced ? "silenced" : ""}` },
       el("p", { class: "title" }, el("b", { class: "severity" }, each.severity), ` ${each.title}`, silenced ? el("span", { class: "quiet" }, " (silenced)") : null),
@@ -127,7 +125,9 @@ function findings(node, found, key) {
       button);
   });
   const old = node.querySelector(".problems");
+  const focused = node.contains(document.activeElement) ? document.activeElement.dataset.key : null;
   node.replaceChildren(found.length ? section("findings", "Findings", el("ul", { class: "findings" }, list)) : "", old ?? "");
+  if (focused) node.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
 }
 
 function problems(node, found) {
