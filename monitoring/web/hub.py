@@ -19,6 +19,7 @@ from monitoring.web.watched import Gone, Watched
 
 JOBS_EVERY = 5.0  # seconds between two squeues, whoever looks at what
 LIST_EVERY = 2.0  # seconds for which the list of folders is new enough
+SWEEPS_EVERY = 10.0  # seconds between two looks for sweeps
 ENDED_EVERY = 60.0  # seconds between two looks at a run that has ended
 KEPT = 300.0  # seconds for which a run that nobody looks at any more stays open
 MOST = 32  # runs open at once
@@ -41,6 +42,8 @@ class Hub:
         self._watched: dict[Path, Watched] = {}
         self._rows: dict[Path, tuple[float, Row]] = {}
         self._details: dict[Path, tuple[float, dict[str, Any]]] = {}
+        self._known_sweeps: Sequence[Sweep] = ()
+        self._swept = -1e9
         self._lasts: dict[Path, dict[str, float | None]] = {}
         self._counting = threading.Lock()
 
@@ -123,7 +126,7 @@ class Hub:
             self._look_closer(rows)
             sweeps = {key(each.folder): each for each in self._sweeps()}
             sections: dict[str, Any] = {"order": [name for name, folder in runs.items() if folder in rows]}
-            sections["sweeps"] = [views.sweep_line(name, each) for name, each in sweeps.items()]
+            sections["sweeps"] = [views.sweep_line(name, each, rows) for name, each in sweeps.items()]
             for name, folder in runs.items():
                 if (row := rows.get(folder)) is not None:
                     sections[f"run:{name}"] = views.line(name, row, self._details.get(folder, (0.0, {}))[1])
@@ -196,7 +199,10 @@ class Hub:
         return [each.snapshot(self._jobs.get(folder)) for folder, each in found]
 
     def _sweeps(self) -> Sequence[Sweep]:
-        return self.source.sweeps()
+        now = time.monotonic()
+        if now - self._swept > SWEEPS_EVERY:
+            self._known_sweeps, self._swept = self.source.sweeps(), now
+        return self._known_sweeps
 
     def _sweep_of(self, folder: Path) -> str | None:
         stem, dot, number = folder.name.rpartition(".")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,8 +154,9 @@ def _flat(value: Any) -> bool:
     return isinstance(value, str | int | float)
 
 
-def sweep_line(name: str, sweep: Sweep) -> dict[str, Any]:
-    begun = sum(1 for member in sweep.members if member.folder.exists())
+def sweep_line(name: str, sweep: Sweep, runs: Collection[Path]) -> dict[str, Any]:
+    """A sweep in the overview; ``runs`` are the folders that there are."""
+    begun = sum(member.folder in runs for member in sweep.members)
     return {"key": name, "id": sweep.folder.name, "runs": len(sweep.members), "begun": begun}
 
 
