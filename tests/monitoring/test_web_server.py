@@ -141,3 +141,23 @@ def test_a_port_in_use_is_said_in_words(start: Start) -> None:
 def test_what_makes_no_sense_is_refused(start: Start, words: tuple[str, ...]) -> None:
     status, out, err = start(*words).ended()
     assert status == 2 and out == "" and "Traceback" not in err
+
+
+def test_a_job_s_code_has_all_that_the_page_needs(tmp_path: Path) -> None:
+    from hpc import provenance
+    from monitoring.web import pages
+
+    provenance.snapshot(tmp_path)
+    copied = tmp_path / "monitoring" / "web" / "static"
+    names = sorted(path.relative_to(pages.STATIC) for path in pages.STATIC.rglob("*") if path.is_file())
+    assert {"shell.html", "page.css", "uplot/uPlot.iife.min.js", "uplot/LICENSE"} <= {str(name) for name in names}
+    assert all((copied / name).read_bytes() == (pages.STATIC / name).read_bytes() for name in names)
+
+
+def test_the_page_asks_for_nothing_from_elsewhere() -> None:
+    from monitoring.web import pages
+
+    ours = [path for path in pages.STATIC.iterdir() if path.suffix in (".js", ".css", ".html")]
+    for path in ours:
+        text = path.read_text().replace("http://www.w3.org/2000/svg", "")
+        assert "http://" not in text and "https://" not in text and "innerHTML" not in text, path

@@ -85,13 +85,13 @@ export class Chart {
       const y = (values) => values.map((value) => (value === null || !Number.isFinite(value) || (this.options.log && value <= 0) ? null : value));
       const [low, high] = [y(curve.low), y(curve.high)];
       const line = { label: curve.label, stroke, dash, width: 1.6, spanGaps: true, points: { show: curve.x.length < 40, size: 5 } };
-      const edge = { stroke: "transparent", width: 0, spanGaps: true, points: { show: false } };
+      const edge = { stroke: faint(stroke, 0.6), width: 1, spanGaps: true, points: { show: false } };
       if (low.every((value, i) => value === high[i])) {
         tables.push([curve.x, low]);
         series.push(line);
       } else {
         tables.push([curve.x, high, low, low.map((value, i) => (value === null ? null : this.options.log ? Math.sqrt(value * high[i]) : (value + high[i]) / 2))]);
-        bands.push({ series: [series.length, series.length + 1], fill: faint(stroke) });
+        bands.push({ series: [series.length, series.length + 1], fill: faint(stroke, 0.22) });
         series.push({ ...edge }, { ...edge }, line);
       }
       for (const ghost of curve.ghosts ?? []) {
@@ -116,7 +116,7 @@ export class Chart {
       cursor: { sync: { key: `${SYNC}-${axis}` }, drag: { x: true, y: false, setScale: false }, points: { size: 7 } },
       scales: { x: { time: false }, y: log ? { distr: 3 } : {} },
       axes: [
-        { ...axes, size: 34, space: 70, values: (_, values) => values.map((value) => (axis === "hours" ? figure(value).replace(/\.?0+$/, "") || "0" : count(value))) },
+        { ...axes, size: 34, space: 70, values: (_, values) => values.map((value) => trimmed(axis === "hours" ? figure(value) : count(value))) },
         { ...axes, size: 62, values: (_, values) => values.map((value) => (value === null ? null : short(value))) },
       ],
       hooks: {
@@ -260,14 +260,17 @@ function nearest(xs, x) {
   return low - 1;
 }
 
+/** 1.20k as 1.2k, and 3.000 as 3. */
+const trimmed = (text) => text.replace(/(\.\d*?)0+(?=\D*$)/, "$1").replace(/\.(?=\D*$)/, "");
+
 function short(value) {
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size >= 1e4) return count(value);
+  if (size >= 1e4) return trimmed(count(value));
   return size < 1e-3 ? value.toExponential(0) : String(Number(value.toPrecision(4)));
 }
 
-function faint(stroke) {
+function faint(stroke, alpha) {
   const [r, g, b] = [1, 3, 5].map((at) => parseInt(stroke.slice(at, at + 2), 16));
-  return `rgba(${r},${g},${b},0.22)`;
+  return `rgba(${r},${g},${b},${alpha})`;
 }

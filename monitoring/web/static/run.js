@@ -274,6 +274,8 @@ function lazy(node, load) {
   return call;
 }
 
+// All ranks of a synchronous training take the same time for a step: who is slow shows in what it does alone.
+const PARTS = [["data_s", "Reads data"], ["forward_s", "Forward"], ["backward_s", "Backward"], ["communication_s", "Communicates"], ["optimizer_s", "Updates"]];
 function ranksPart(run) {
   let found = null, medians = [];
   const ratio = (row, column) => {
@@ -281,11 +283,11 @@ function ranksPart(run) {
     return value === null || !Number.isFinite(value) || !medians[column] ? null : value / medians[column];
   };
   const heat = new Heat("Seconds of a step by rank", {
-    colours: ["--cool", "--middle", "--hot"], ends: ["faster than the others", "half as slow again"],
+    colours: ["--cool", "--middle", "--hot"], ends: ["faster than the others", "1.5 times as long"],
     share: (row, column) => { const at = ratio(row, column); return at === null ? null : at - 0.5; },
     say: (row, column) => {
       const at = ratio(row, column);
-      return `${name(row)}, from step ${whole(found.steps[column])}: ` + (at === null ? "nothing recorded" : `${figure(found.seconds[row][column])} s, ${at.toFixed(2)} of the median`);
+      return `${name(row)}, from step ${whole(found.steps[column])}: ` + (at === null ? "nothing recorded" : `${figure(found.seconds[row][column])} s, ${at.toFixed(2)} times the median`);
     },
   });
   const name = (row) => `rank ${found.ranks[row]}${found.nodes[row] ? ` on ${found.nodes[row]}` : ""}`;
@@ -293,7 +295,10 @@ function ranksPart(run) {
   heat.node.hidden = true;
   const node = el("div", {}, heat.node, beside);
   lazy(node, async () => {
-    found = await get("/api/ranks", { run });
+    const [times, newest] = await Promise.all([get("/api/ranks", { run }), get("/api/devices", { run })]);
+    found = times;
+    const alone = new Map(newest.ranks.map((each) => [each.rank, each]));
+    const parts = PARTS.filter(([id]) => newest.ranks.some((each) => each[id] !== undefined));
     const columns = found.steps.length;
     heat.node.hidden = !columns;
     beside.hidden = !columns;
@@ -310,9 +315,10 @@ function ranksPart(run) {
       { title: "Rank", cell: (each) => String(each.rank) },
       { title: "Node", cell: (each) => each.node || null },
       { title: "Step takes", number: true, cell: (each) => (each.seconds === null ? null : `${figure(each.seconds)} s`) },
-      { title: "Of the median", number: true, cell: (each) => (each.ratio === null ? null : el(each.ratio > SLOW ? "b" : "span", { class: each.ratio > SLOW && "bad" }, each.ratio.toFixed(2) + (each.ratio > SLOW ? " slow" : ""))) },
+      { title: "Times the median", number: true, cell: (each) => (each.ratio === null ? null : el(each.ratio > SLOW ? "b" : "span", { class: each.ratio > SLOW && "bad" }, each.ratio.toFixed(2) + (each.ratio > SLOW ? " slow" : ""))) },
+      ...parts.map(([id, title]) => ({ title, number: true, cell: (each) => { const value = alone.get(each.rank)?.[id]; return value === undefined ? null : `${figure(value)} s`; } })),
     ], rows.slice(0, 32))));
-    return `${plural(rows.length, "rank")}; ${slow ? `${plural(slow, "rank")} slower than ${SLOW} of the median of late` : "none slower than the others of late"}`
+    return `${plural(rows.length, "rank")}; ${slow ? `${plural(slow, "rank")} slower than ${SLOW} times the median of late` : "none slower than the others of late"}`
       + (rows.length > 32 ? ". The table has the slowest 32." : "");
   });
   return { node };
