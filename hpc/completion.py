@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ class _Found(BaseException):
 
 def grammar_of(verb: str) -> Grammar:
     """What a verb understands, from its own parser or, where it has none, from the usage it prints."""
-    module = import_module(f"hpc.cli.{verb}")
+    module = import_module(f"hpc.cli.{verb}" + "_" * iskeyword(verb))
     if hasattr(module, "argparse"):
         parser = _parser(module)
         if parser is not None:

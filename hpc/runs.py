@@ -36,6 +36,8 @@ def pair_passed(turn: int, node: int) -> str:
     return f"pair-{turn}-{node}.ok"
 
 
+IMPORTED = "imported"  # what stands for the job in the configuration of a run that another program made
+
 # A run's name becomes a folder, a job name and a part of log lines.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -253,6 +255,10 @@ def typed_config(given: Any, file: Path) -> Config:
 
     from hpc.config import Config, job_schema
 
+    if OmegaConf.select(given, "job._target_") == IMPORTED:
+        raise Refused(
+            f"{file.parent.name} was imported: it can be looked at, compared and exported, and not be started"
+        )
     try:
         schema = OmegaConf.structured(Config)
         schema.job = OmegaConf.structured(job_schema(str(OmegaConf.select(given, "job._target_"))))

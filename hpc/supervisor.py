@@ -17,6 +17,7 @@ from pathlib import Path
 
 from hpc import aftermath, attempt, exits, following, ledger, notify, origin, shrink
 from hpc.allocation import TERM_PATIENCE, Allocation, Ranks
+from hpc.compacting import Compacting
 from hpc.config import Config
 from hpc.diagnose import Diagnosis, diagnose
 from hpc.errors import Failed
@@ -45,6 +46,7 @@ class Supervisor:
         self.asked: tuple[str, float] | None = None  # reason, monotonic time
         self.node_failure: str | None = None  # why, once Slurm has ended the job for it
         self.evaluating = Evaluating(run, config, say)
+        self.compacting = Compacting(run, say)
         self.silent: str | None = None  # for how long nothing came from the ranks, once they were ended for it
 
     # -- signals -------------------------------------------------------------------------------------------------
@@ -273,6 +275,7 @@ class Supervisor:
                     raise
             if self.asked is None:
                 self.evaluating.look()
+                self.compacting.look()
             if self.silent is None and (said := silence.broken()):
                 self.silent = said
                 say(f"{said}; ending the ranks")
@@ -364,6 +367,7 @@ class Supervisor:
         notify.ended(self.run, self.config, say)
         if self.run.finished:
             self.evaluating.finish(self._stop_asked)
+            self.compacting.finish(self._stop_asked)
             return 0
         following.give_up(self.run)
         return 1 if decision.action is Action.stop or following.followers(self.run) else 0

@@ -21,8 +21,8 @@ from hpc.errors import Failed, Refused
 from hpc.program import Program
 from hpc.request import resolve
 from hpc.runs import Run, load_config, mark_finished, write_text
+from jobs.recording import recorder
 from monitoring.follow import Follower
-from monitoring.recorder import Recorder
 from monitoring.tail import last_record, last_value
 
 # Below the ports that Linux gives out by itself: what listens there does so on purpose.
@@ -97,10 +97,13 @@ class Command:
             mark_finished(self.run.folder, **self._summary(attempt))
 
     def _follow(self, attempt: Attempt, job: CommandJob) -> Follower:
-        def recorder() -> Recorder:
-            return Recorder(attempt.folder, 0, attempt.world_size, self.run.id, attempt.number)
-
-        follower = Follower(attempt.folder, attempt.world_size, job.metrics, recorder, job.tokens_per_step)
+        follower = Follower(
+            attempt.folder,
+            attempt.world_size,
+            job.metrics,
+            lambda: recorder(self.run, attempt, rank=0),
+            job.tokens_per_step,
+        )
         return follower.start()
 
     def _summary(self, attempt: Attempt) -> dict[str, float]:

@@ -12,6 +12,7 @@ from hpc.config import Config, EvaluateJob
 from hpc.errors import Failed, Refused
 from hpc.evaluations import Evaluation, fit, write
 from hpc.runs import Run, load_config, mark_finished
+from jobs.recording import recorder
 from jobs.train import build, gpus_granted, log_to_stdout, quick_start
 from monitoring.recorder import Recorder
 from trainer import checkpoint_folder as checkpoints
@@ -47,13 +48,7 @@ class Evaluate:
         config = trainer_config(whole)
         if found := [str(problem) for problem in problems(config, attempt.world_size, attempt.ranks_per_node)]:
             raise Refused("\n".join(found))
-        record = Recorder(
-            folder=attempt.folder,
-            rank=attempt.rank,
-            world_size=attempt.world_size,
-            run=self.run.id,
-            attempt=attempt.number,
-        )
+        record = recorder(self.run, attempt)
         try:
             self._evaluate(whole, Run(Path(job.run)), job, attempt, record)
         finally:

@@ -8,9 +8,9 @@ from hpc import rounds
 from hpc.attempt import Attempt
 from hpc.config import SearchJob
 from hpc.errors import Failed
-from hpc.runs import load_config, mark_finished
+from hpc.runs import Run, load_config, mark_finished
 from hpc.sweep import Sweep
-from monitoring.recorder import Recorder
+from jobs.recording import recorder
 
 
 class Search:
@@ -29,7 +29,7 @@ class Search:
             return
         attempt.ready()
         sweep = Sweep(Path(job.sweep))
-        record = Recorder(attempt.folder, 0, attempt.world_size, self.run.name, attempt.number)
+        record = recorder(Run(self.run), attempt, rank=0)
 
         def told(count: int, best: float | None) -> None:
             # A trial is this run's step: by it is seen that an attempt brought something.

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc.attempt import Attempt
+from hpc.check import trainer_config
 from hpc.config import Config, GpuRequest
 from hpc.errors import Diverged, Failed, Refused
 from hpc.request import resolve
 from hpc.runs import Run, load_config, mark_finished, write_text
 from jobs.preflight import look, pairs
+from jobs.recording import recorder
 from monitoring.devices import Sampler
 from monitoring.recorder import Recorder
 from trainer.config import TrainerConfig
@@ -52,16 +54,10 @@ class Train:
         attempt.install_stop_handlers()
         log_to_stdout(attempt.rank)
         whole = load_config(self.run.folder)
-        config = TrainerConfig(whole.model, whole.data, whole.optim, whole.parallel, whole.train)
+        config = trainer_config(whole)
         if found := [str(problem) for problem in problems(config, attempt.world_size, attempt.ranks_per_node)]:
             raise Refused("\n".join(found))
-        record = Recorder(
-            folder=attempt.folder,
-            rank=attempt.rank,
-            world_size=attempt.world_size,
-            run=self.run.id,
-            attempt=attempt.number,
-        )
+        record = recorder(self.run, attempt)
         try:
             self._train(config, attempt, record, whole=whole)
         finally:

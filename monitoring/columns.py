@@ -7,7 +7,6 @@ from array import array
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -114,8 +113,8 @@ class Columns:
         wanted = [name for name in records[0] if name not in RESERVED and (self.only is None or name in self.only)]
         names = [*integers, "t", *wanted]
         try:
-            given = dict(zip(names, zip(*map(itemgetter(*names), records), strict=True), strict=True))
-            if any(set(map(type, given[name])) != {int} for name in integers):
+            given = {name: [record[name] for record in records] for name in names}
+            if any({*map(type, given[name])} != {int} for name in integers):
                 return False
             new = {name: array("q", given[name]) for name in integers}
         except (KeyError, OverflowError):
@@ -130,7 +129,7 @@ class Columns:
         rows = np.arange(first, first + count).tobytes()
         for name in wanted:
             values = given[name]
-            if set(map(type, values)) == {float}:
+            if {*map(type, values)} == {float}:
                 found = self.metric(name)
                 found.rows.frombytes(rows)
                 found.values.extend(values)

@@ -25,7 +25,7 @@ import numpy as np
 
 from monitoring import compacted, layout
 from monitoring.columns import Columns, Metric
-from monitoring.compacted import EXPERTS, META, RANKS, STEPS, VERSION
+from monitoring.compacted import META, VERSION
 from monitoring.experts import METRICS, Loads, take
 from monitoring.experts import from_table as loads_from
 from monitoring.history import Attempt, read_json, stretches_from
@@ -68,7 +68,11 @@ def compact(run: Path, number: int, *, again: bool = False) -> list[str]:
     """
     folder, written = layout.attempt_folder(run, number), []
     _sweep(folder)
-    for name, make in ((STEPS, _steps), (RANKS, _ranks), (EXPERTS, _experts)):
+    for name, make in (
+        (layout.STEPS_COMPACTED, _steps),
+        (layout.RANKS_COMPACTED, _ranks),
+        (layout.EXPERTS_COMPACTED, _experts),
+    ):
         if (again or compacted.opened(folder, name) is None) and make(run, number):
             written.append(name)
     return written
@@ -97,7 +101,7 @@ def _steps(run: Path, number: int) -> bool:
     def read_back(file: pq.ParquetFile) -> list[Columns]:
         return [*stretches_from(file.read(), meta["stretches"], number)]
 
-    return _write(records.folder / STEPS, tables, meta, [_digest(each) for each in found], read_back)
+    return _write(records.folder / layout.STEPS_COMPACTED, tables, meta, [_digest(each) for each in found], read_back)
 
 
 def _ranks(run: Path, number: int) -> bool:
@@ -109,7 +113,7 @@ def _ranks(run: Path, number: int) -> bool:
         tables = _rank_tables(folder, names, sources, digests)
         with contextlib.suppress(_Wider):
             return _write(
-                folder / RANKS,
+                folder / layout.RANKS_COMPACTED,
                 tables,
                 {"sources": sources},
                 digests,
@@ -155,7 +159,7 @@ def _experts(run: Path, number: int) -> bool:
         return False
     loads = dict(sorted(layers.items()))
     return _write(
-        folder / EXPERTS,
+        folder / layout.EXPERTS_COMPACTED,
         (_loads_table(layer, found) for layer, found in loads.items()),
         {"sources": [compacted.source(tail.path, tail.offset)], "layers": list(loads)},
         [_digest(found) for found in loads.values()],

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 META = b"hpc"
-STEPS, RANKS, EXPERTS = "steps.parquet", "ranks.parquet", "experts.parquet"
 _END = 256  # bytes at each end by which records are known again
 
 

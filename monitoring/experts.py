@@ -89,7 +89,7 @@ class _Attempt:
 
     def refresh(self, records: Attempt) -> None:
         over = records.info.get("action") is not None
-        if over and not self.tail.offset and (found := compacted.opened(records.folder, compacted.EXPERTS)):
+        if over and not self.tail.offset and (found := compacted.opened(records.folder, layout.EXPERTS_COMPACTED)):
             self._compacted = {layer: (found, group) for group, layer in enumerate(found.meta["layers"])}
             self.tail.resume(found.sizes()[self.tail.path.name])
         for found in self.tail.read():
@@ -119,7 +119,7 @@ class _Attempt:
 
 def every_layer(attempt: Path) -> Iterator[tuple[int, Loads]]:
     """Each layer of the attempt in a folder and what its experts were sent, lost work included."""
-    if (found := compacted.opened(attempt, compacted.EXPERTS)) is not None:
+    if (found := compacted.opened(attempt, layout.EXPERTS_COMPACTED)) is not None:
         with contextlib.suppress(OSError, ValueError):
             tables = [from_table(table) for table in compacted.groups(found)]
             yield from zip(found.meta["layers"], tables, strict=True)

@@ -105,7 +105,7 @@ class Attempt:
     def _take_compacted(self) -> int:
         """Take what is in Parquet, where it is true; ``monitoring/compact.py`` has written it from an ``Attempt``."""
         self._compacted = True
-        if self.tail.offset or (found := compacted.opened(self.folder, compacted.STEPS)) is None:
+        if self.tail.offset or (found := compacted.opened(self.folder, layout.STEPS_COMPACTED)) is None:
             return 0
         meta, said = found.meta, self.stretches[0].resumed_from
         try:
@@ -137,6 +137,9 @@ class Attempt:
         self._take_steps(steps)
 
     def _take_steps(self, records: list[dict[str, Any]]) -> None:
+        if self._ascend(records):
+            self.unread += self.stretches[-1].extend(records)
+            return
         stretch, begin = self.stretches[-1], 0
         before = stretch.steps[-1] if stretch.steps else _INT64.start
         for place, record in enumerate(records):
@@ -148,6 +151,18 @@ class Attempt:
                     begin = place
                 before = step
         self.unread += self.stretches[-1].extend(records[begin:])
+
+    def _ascend(self, records: list[dict[str, Any]]) -> bool:
+        """Whether all are good and none goes back, which is quickly seen of thousands."""
+        try:
+            steps = [record["step"] for record in records]
+            if not steps or {*map(type, steps)} != {int}:
+                return False
+            places = array("q", steps)
+        except (KeyError, OverflowError):
+            return False
+        known = self.stretches[-1].steps
+        return bool((np.diff(places) >= 0).all()) and not (known and steps[0] < known[-1])
 
     def _take_event(self, record: dict[str, Any]) -> None:
         self.events.append(record)
@@ -162,7 +177,7 @@ class Attempt:
             return
         step, layer, first = (record.get(name) for name in ("step", "layer", "first"))
         load: Any = record.get("load")
-        good = isinstance(load, list) and load and all(type(count) is int and count >= 0 for count in load)
+        good = isinstance(load, list) and load and set(map(type, load)) == {int} and min(load) >= 0
         if not (good and type(step) is int and type(layer) is int and type(first) is int):
             self.unread += 1
             return

@@ -7,6 +7,7 @@ runs/<name>/<id>/
     attempt.json     who runs this attempt, when it began and how it ended
     rank-<r>.jsonl   records of a rank (monitoring/recorder.py is the protocol)
     experts.jsonl    tokens per expert, written by rank 0
+    steps.parquet  ranks.parquet  experts.parquet   the same, compacted (monitoring/compacted.py)
     rank-<r>.log     stdout and stderr of a rank
 ```
 """
@@ -27,6 +28,7 @@ SILENCED = "silenced.json"  # findings of which people want to hear no more, and
 ATTEMPTS = "attempts"
 ATTEMPT_INFO = "attempt.json"
 EXPERTS = "experts.jsonl"
+STEPS_COMPACTED, RANKS_COMPACTED, EXPERTS_COMPACTED = "steps.parquet", "ranks.parquet", "experts.parquet"
 # Who writes the records of a program that hpc did not write: itself; or meanwhile, whoever reads what it prints.
 OWN_RECORDS, FOLLOWED = "own-records", "followed"
 

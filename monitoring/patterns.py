@@ -116,6 +116,47 @@ def megatron() -> Reader:
     return read
 
 
+# -- DeepSpeed ---------------------------------------------------------------------------------------------------
+
+_DEEPSPEED = re.compile(rf"\[Rank 0\] step=(?P<step>\d+), skipped=(?P<skipped_steps>\d+), lr=\[(?P<lr>{_NUMBER})[,\]]")
+_DEEPSPEED_SPEED = re.compile(
+    rf"/global_step=(?P<step>\d+), RunningAvgSamplesPerSec={_NUMBER}, CurrSamplesPerSec=(?P<samples_per_s>{_NUMBER}),"
+    rf"(?: MemAllocated=(?P<memory_gib>{_NUMBER})GB,)?(?: MaxMemAllocated=(?P<peak_memory_gib>{_NUMBER})GB)?"
+)
+_TIMES = re.compile(r"\btime \(ms\) \| ")
+_TIME = re.compile(rf"([A-Za-z0-9][\w -]*): ({_NUMBER})")
+
+
+def deepspeed() -> Reader:
+    """DeepSpeed's engine: ``[Rank 0] step=10, skipped=0, lr=[0.0001], mom=[(0.9, 0.95)]``. It prints no loss.
+
+    The lines of ``_report_progress`` in deepspeed/runtime/engine.py and of ``ThroughputTimer`` in
+    deepspeed/utils/timer.py (deepspeedai/DeepSpeed).
+    """
+
+    def read(line: str) -> Found | None:
+        match = _DEEPSPEED.search(line) or _DEEPSPEED_SPEED.search(line)
+        return _found(match.groupdict()) if match else None
+
+    return read
+
+
+def deepspeed_times() -> Reader:
+    """DeepSpeed's breakdown of the newest step: ``rank=0 time (ms) | forward: 1655.18 (forward_moe: 1687.46) | ...``.
+
+    It becomes seconds: ``forward_s``, ``forward_moe_s``. ``SynchronizedWallClockTimer`` in deepspeed/utils/timer.py.
+    """
+
+    def read(line: str) -> Found | None:
+        if not (match := _TIMES.search(line)):
+            return None
+        times = {f"{_slug(name)}_s": number(ms) for name, ms in _TIME.findall(line[match.end() :])}
+        metrics = {name: ms / 1000 for name, ms in times.items() if ms is not None}
+        return Found(metrics=metrics) if metrics else None
+
+    return read
+
+
 # -- Hugging Face ------------------------------------------------------------------------------------------------
 
 _HUGGINGFACE = {
@@ -221,6 +262,7 @@ def torchtitan() -> Reader:
 
 SHIPPED: Mapping[str, Callable[[], Reader]] = {
     "megatron": megatron,
+    "deepspeed": deepspeed,
     "huggingface": HuggingFace,
     "litgpt": litgpt,
     "torchtitan": torchtitan,

@@ -62,7 +62,7 @@ class RankFile:
 
 def every_rank(attempt: Path) -> Iterator[tuple[int, Columns]]:
     """Each rank of the attempt in a folder and what it recorded, lost work included."""
-    if (found := compacted.opened(attempt, compacted.RANKS)) is not None:
+    if (found := compacted.opened(attempt, layout.RANKS_COMPACTED)) is not None:
         with contextlib.suppress(OSError, ValueError):
             yield from [from_table(table) for table in compacted.groups(found)]
             return
@@ -107,7 +107,7 @@ class _Attempt:
         self.over = over
 
     def _take_compacted(self, folder: Path) -> None:
-        if (found := compacted.opened(folder, compacted.RANKS)) is None:
+        if (found := compacted.opened(folder, layout.RANKS_COMPACTED)) is None:
             return
         try:
             tables = [from_table(table, _SHOWN) for table in compacted.groups(found, ("rank", "step", *_SHOWN))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from keyword import iskeyword
 
 # Kept here so that `hpc --help` imports nothing; each verb's own --help says more.
 VERBS = {
@@ -25,6 +26,8 @@ VERBS = {
     "efficiency": "what a run used of what it was given, and what to ask for next time",
     "evaluate": "perplexity of a run's checkpoints on held-out text",
     "profile": "where the time of a running run's steps goes, by torch's profiler",
+    "export": "runs for TensorBoard, Weights & Biases, Prometheus, or as Parquet and CSV",
+    "import": "old runs beside new ones: logs of Megatron and DeepSpeed, TensorBoard's files, CSV",
     "cancel": "save and end a run, so that no attempt follows",
     "drill": "bring a fault into a run of your own, and see it survive",
     "rm": "remove runs that have ended; asks first",
@@ -71,11 +74,16 @@ def main(argv: list[str] | None = None) -> int:
     return _call(verb, rest)
 
 
+def module_of(verb: str) -> str:
+    """The module of a verb; one that is a word of Python's own has an underscore at its end."""
+    return f"hpc.cli.{verb}" + "_" * iskeyword(verb)
+
+
 def _call(verb: str, words: list[str]) -> int:
     from hpc.errors import Failed, Refused
 
     try:
-        return import_module(f"hpc.cli.{verb}").main(words)
+        return import_module(module_of(verb)).main(words)
     except (Refused, Failed) as error:
         for line in str(error).splitlines():
             print(f"hpc {verb}: {line}", file=sys.stderr)

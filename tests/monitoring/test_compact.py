@@ -78,9 +78,17 @@ def test_a_compacted_run_reads_as_its_records(tmp_path: Path, monkeypatch: pytes
     run = generate(tmp_path / "run")
     before = everything(run)
     for number in compact.ended(run):
-        assert compact.compact(run, number) == [compacted.STEPS, compacted.RANKS, compacted.EXPERTS]
+        assert compact.compact(run, number) == [
+            layout.STEPS_COMPACTED,
+            layout.RANKS_COMPACTED,
+            layout.EXPERTS_COMPACTED,
+        ]
         assert compact.compact(run, number) == []
-        assert names(layout.attempt_folder(run, number)) == {compacted.STEPS, compacted.RANKS, compacted.EXPERTS}
+        assert names(layout.attempt_folder(run, number)) == {
+            layout.STEPS_COMPACTED,
+            layout.RANKS_COMPACTED,
+            layout.EXPERTS_COMPACTED,
+        }
     assert compact.ended(run) == [0, 1]
     taken = []
     opened = compacted.opened
@@ -111,7 +119,7 @@ def test_any_records_survive_with_nan_distinct_from_missing(
     folder = write(run, 0, lines)
     before = everything(run)
     compact.compact(run, 0)
-    assert compacted.STEPS in names(folder)
+    assert layout.STEPS_COMPACTED in names(folder)
     assert same(before, everything(run))
 
 
@@ -140,7 +148,7 @@ def test_parquet_of_other_records_is_not_taken(tmp_path: Path, change: str) -> N
         path.write_bytes(b"".join(text.splitlines(keepends=True)[:10]))
     else:
         path.unlink()
-    assert compacted.opened(folder, compacted.STEPS) is None
+    assert compacted.opened(folder, layout.STEPS_COMPACTED) is None
     history = History(tmp_path)
     history.refresh()
     last = {"head": 29, "tail": 33, "shorter": 9, "gone": None}[change]
@@ -156,7 +164,7 @@ def test_a_damaged_file_costs_nothing_but_time(tmp_path: Path) -> None:
             text[place] ^= 0xFF
         (folder / name).write_bytes(bytes(text))
     assert same(before, everything(run))
-    for name in (compacted.STEPS, compacted.RANKS, compacted.EXPERTS):
+    for name in (layout.STEPS_COMPACTED, layout.RANKS_COMPACTED, layout.EXPERTS_COMPACTED):
         (folder / name).write_bytes(b"PAR1")
     assert same(before, everything(run))
 
@@ -188,7 +196,7 @@ def test_a_metric_that_only_a_later_rank_has_gets_its_column(tmp_path: Path) -> 
         lines = encode(1, 1.0, "rank", {"step": 1, "step_s": 1.0, **more})
         layout.rank_records(folder, rank).write_bytes(b"".join(header + lines))
     before = everything(tmp_path)
-    assert compacted.RANKS in compact.compact(tmp_path, 0)
+    assert layout.RANKS_COMPACTED in compact.compact(tmp_path, 0)
     assert same(before, everything(tmp_path))
     assert load(tmp_path).ranks["late_s"].isna().tolist() == [True, False, False]
 

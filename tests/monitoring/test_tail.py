@@ -85,7 +85,12 @@ def test_a_hole_of_megabytes_is_passed_without_holding_it(tmp_path: Path) -> Non
 
 
 garbage = st.binary(max_size=40).map(lambda data: data.replace(b"\n", b""))
-no_record = st.sampled_from([b"[]", b"1", b'"x"', b"null", b'{"seq":"0","t":1,"kind":"step"}', b'{"seq":1}', b"NaN"])
+no_record = st.sampled_from(
+    [
+        *(b"[]", b"1", b'"x"', b"null", b'{"seq":"0","t":1,"kind":"step"}', b'{"seq":1}', b"NaN"),
+        *(b"[1", b"2]", b'{"seq":1,"t":1,"kind":"step"},{"seq":2,"t":1,"kind":"step"}', b",", b"{", b"}"),
+    ]
+)
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), garbage | no_record), max_size=8))

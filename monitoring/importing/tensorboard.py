@@ -1,0 +1,101 @@
+"""TensorBoard's event files: the scalars of one folder's files are one run, in the order of their names.
+
+A tag that goes back to an earlier step, or a ``SessionLog`` START, begins a new attempt. Tags may lag behind each other:
+steps are held back until a thousand later ones have come.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from pathlib import Path
+
+from monitoring.importing import Begin, End, Item, Step, Tally, Unreadable, files_of, name_of
+from monitoring.tfevents import EventFile
+
+WINDOW = 1000  # steps that wait for what other tags say of them
+_OTHER_UNITS = (" vs samples", " vs tokens", " vs gflops")  # Megatron's tags whose steps are none
+
+
+def read(paths: list[Path], tally: Tally, to: str) -> Iterator[Item]:
+    """The attempts in event files."""
+    files = [file for file in files_of(paths, ["*tfevents*"]) if not file.parent.name.startswith("lost-attempt-")]
+    folders = sorted({file.parent for file in files})
+    if not files:
+        raise Unreadable(f"no event file (*tfevents*) in {', '.join(map(str, paths))}")
+    if len(folders) > 1:
+        several = ", ".join(map(str, folders[:5])) + (" ..." if len(folders) > 5 else "")
+        raise Unreadable(f"{len(folders)} runs of TensorBoard's: {several}. Import each by itself")
+    events = Events(tally)
+    for file in files:
+        yield from events.of(EventFile(file))
+    yield from events.close()
+    if not events.begun:
+        raise Unreadable(f"no scalar in {', '.join(file.name for file in files[:5])}")
+
+
+class Events:
+    """Scalars that come tag by tag, as steps."""
+
+    def __init__(self, tally: Tally) -> None:
+        self.tally = tally
+        self.begun = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self.open = False
+        self.waiting: dict[int, tuple[float, dict[str, float]]] = {}
+        self.order: list[int] = []  # a heap of the steps that wait
+        self.newest: dict[str, int] = {}  # step of each tag
+        self.written = -1
+        self.t = getattr(self, "t", 0.0)
+        self.tokens: int | None = None
+
+    def of(self, file: EventFile) -> Iterator[Item]:
+        for event in file:
+            if event.starts and self.open and event.step <= max(self.newest.values(), default=-1):
+                yield from self.close()
+            values = {
+                name_of(tag): value
+                for tag, value in event.scalars.items()
+                if not tag.lower().endswith(_OTHER_UNITS) and event.step >= 0
+            }
+            if any(event.step < self.newest.get(name, -1) for name in values):
+                yield from self.close()
+            for name, value in values.items():
+                yield from self._take(event.t, event.step, name, value, file.path)
+        for _ in range(file.bad):
+            self.tally.bad(file.path.name)
+
+    def _take(self, t: float, step: int, name: str, value: float, path: Path) -> Iterator[Item]:
+        if not self.open:
+            self.open = self.begun = True
+            yield Begin(t, path.name)
+        self.t = max(self.t, t)
+        self.newest[name] = step
+        if step <= self.written:
+            self.tally.bad(f"{path.name}: {name} of step {step} came more than {WINDOW} steps late")
+            return
+        if step not in self.waiting:
+            self.waiting[step] = (t, {})
+            heapq.heappush(self.order, step)
+        self.waiting[step][1][name] = value
+        if len(self.order) > WINDOW:
+            yield self._next()
+
+    def _next(self) -> Step:
+        step = heapq.heappop(self.order)
+        t, metrics = self.waiting.pop(step)
+        self.written = step
+        tokens = metrics.pop("tokens", None)
+        if tokens is not None and 0 <= tokens < 1 << 62:
+            self.tokens = int(tokens)
+        return Step(step, t, metrics, self.tokens)
+
+    def close(self) -> Iterator[Item]:
+        """The steps that wait, and the attempt's end."""
+        while self.order:
+            yield self._next()
+        if self.open:
+            yield End(self.t)
+        self._reset()
