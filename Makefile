@@ -22,6 +22,7 @@ run: setup
 
 test: setup
 	@tests/install_slurm
+	@tests/install_chromium
 	$(BIN)/python -m pytest -m "not slurm" -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m slurm
 

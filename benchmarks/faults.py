@@ -266,6 +266,14 @@ def _brought(name: str, scene: Scene, dice: random.Random, hit: int) -> int:
         return hit if name in _SURVIVED_BY_ATTEMPTS else number
 
 
+def _controller_killed(scene: Scene) -> None:
+    """Once it has written down that it started the job: one that has not starts it twice, and then holds it."""
+    saved = scene.emulation.directory / "state/job_state"
+    began = ledger.history(scene.run)[-1].began
+    scene.until(lambda: saved.stat().st_mtime > began + 1 or time.time() > began + 10)
+    scene.emulation.restart_controller(kill=True)
+
+
 def _node_blinks(scene: Scene) -> None:
     node = ledger.history(scene.run)[-1].nodes[-1]
     scene.emulation.kill_node(node, report=True)
@@ -282,7 +290,7 @@ _SOAKING: dict[str, Callable[[Scene], object]] = {
     "notice of a time limit": lambda scene: scene.ask_to_stop(),
     "requeue": lambda scene: slurm.call(["scontrol", "requeue", scene.job_id], environment=scene.emulation.environment),
     "supervisor killed": lambda scene: os.kill(scene.supervisor(), signal.SIGKILL),
-    "slurmctld killed": lambda scene: scene.emulation.restart_controller(kill=True),
+    "slurmctld killed": lambda scene: _controller_killed(scene),
     "node dies": _node_blinks,
 }
 

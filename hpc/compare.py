@@ -44,7 +44,7 @@ def compare(first: Run, second: Run) -> Comparison:
         Refused: if a configuration cannot be read.
     """
     return Comparison(
-        config=_differing(flat(_config(first)), flat(_config(second))),
+        config=_differing(flat(read_config(first)), flat(read_config(second))),
         code=[_code_file(path, first.code / path, second.code / path) for path in _changed(first.code, second.code)],
         environment=_differing(_environment(first), _environment(second)),
         data=_differing(_data(first), _data(second)),
@@ -67,7 +67,12 @@ def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str,
     return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 
 
-def _config(run: Run) -> Any:
+def read_config(run: Run) -> Any:
+    """The resolved configuration as plain values.
+
+    Raises:
+        Refused: if it cannot be read.
+    """
     import yaml
 
     try:
@@ -172,7 +177,7 @@ def _data(run: Run) -> dict[str, Any]:
         return {"fingerprint": identity.get("fingerprint"), "order of samples": identity.get("order")}
     if data := _attempt(run).get("data"):
         return {"fingerprint": data.get("fingerprint")}
-    config = _config(run)
+    config = read_config(run)
     path = config.get("data", {}).get("path") if isinstance(config, Mapping) else None
     try:
         return {"fingerprint": Manifest.read(Path(path)).fingerprint} if isinstance(path, str) else {}

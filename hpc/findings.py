@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TOLD = "told.json"  # in the run's folder: of which findings people were told, and when
 AGAIN = 24 * 3600.0  # seconds after which a finding that is still there is told again
-ACTED_ON = ("stall", "dead_rank")  # by a requeue, which is what a person would do
+ACTED_ON = ("stall", "dead_rank", "held")
 
 
 def snapshots(found: Sequence[Run]) -> list[tuple[Run, Snapshot]]:
@@ -94,15 +94,22 @@ def _message(run: Run, finding: Finding) -> dict[str, Any]:
 
 
 def act(run: Run, found: Iterable[Finding], job: JobState | None) -> str | None:
-    """Do what a person would do about the worst: put a stalled job back into the queue. What was done, or None.
+    """Do what a person would do about the worst: put a stalled job back into the queue, release one that Slurm holds
+    after a launch that failed. What was done, or None.
 
-    Only for a critical finding of ``ACTED_ON`` in a running job of this run; nothing else is ever done.
+    Only for a critical finding of ``ACTED_ON``; nothing else is ever done.
     """
     cause = next((f for f in found if f.kind in ACTED_ON and f.severity.value == "critical" and not f.silenced), None)
-    if cause is None or job is None or job.state != "RUNNING":
+    if cause is None or job is None:
         return None
-    taken = slurm.requeue(job.job_id, controller(run))
-    done = f"job {job.job_id} was put back into the queue" if taken else f"Slurm did not put job {job.job_id} back"
+    if job.state == "RUNNING":
+        taken = slurm.requeue(job.job_id, controller(run))
+        done = f"job {job.job_id} was put back into the queue" if taken else f"Slurm did not put job {job.job_id} back"
+    elif cause.do.startswith("scontrol release"):
+        slurm.release([job.job_id], controller(run))
+        done = f"job {job.job_id} was released"
+    else:
+        return None
     record = {"time": time.time(), "by": _person(), "finding": cause.to_json(), "done": done}
     with (run.folder / "acted.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hpc import notes, runs
@@ -29,19 +30,26 @@ class Row:
     tokens: int | None
     target_tokens: int | None
     folder: str
+    loss: float | str | None = None  # "NaN" and the like as in the records
+    tokens_per_s: float | None = None
     tags: tuple[str, ...] = ()
     note: str = ""
     checkpoint: Saved | None = None  # of one run alone, as is the next
     sources: tuple[Source, ...] = ()
 
 
-def read(found: Sequence[Run]) -> list[Row]:
-    """One row a run, with what Slurm says where the run is still in its hands."""
-    jobs = {}
-    if any(run.state().get("state") not in ENDED for run in found):
-        from hpc.queue import states
+def read(found: Sequence[Run], jobs: Mapping[Path, Any] | None = None) -> list[Row]:
+    """One row a run, with what Slurm says where the run is still in its hands.
 
-        jobs = states(found)
+    Args:
+        jobs: what Slurm was heard to say, by run folder; None: it is asked.
+    """
+    if jobs is None:
+        jobs = {}
+        if any(run.state().get("state") not in ENDED for run in found):
+            from hpc.queue import states
+
+            jobs = states(found)
     return [row(run, jobs.get(run.folder)) for run in found]
 
 
@@ -75,6 +83,8 @@ def row(run: Run, job: Any) -> Row:
         tokens=last.get("tokens"),
         target_tokens=_target(run),
         folder=str(run.folder),
+        loss=last.get("loss", done.get("loss_last")),
+        tokens_per_s=last.get("tokens_per_s"),
         tags=written.tags,
         note=written.note,
     )

@@ -26,6 +26,7 @@ from monitoring.text import clean
 
 _HEAD = 256  # bytes by which a file is known again
 _BLOCK = 1 << 20  # bytes read at once
+_SAMPLES = 1 << 18  # bytes at the end of a rank's records that may all be samples of its devices
 _LONGEST = 1 << 20  # bytes without a newline beyond which they are damage and not a line
 
 
@@ -224,6 +225,23 @@ class TextTail(_Growing):
 
 def _text(line: bytes) -> str:
     return clean(line[-(1 << 14) :].decode("utf-8", "replace"))
+
+
+def said_so_far(path: Path) -> int:
+    """Bytes of a rank's log or records up to its last word; what follows are samples of its devices. 0: no file."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if path.suffix != ".jsonl":
+                return size
+            file.seek(begin := max(0, size - _SAMPLES))
+            tail = file.read(_SAMPLES)
+    except OSError:
+        return 0
+    end = len(tail)
+    while (line := tail.rfind(b"\n", 0, end - 1)) >= 0 and tail.find(b'"kind":"device"', line, end) >= 0:
+        end = line + 1
+    return begin + end
 
 
 def events(attempt: Path, names: Collection[str]) -> Iterator[dict[str, Any]]:

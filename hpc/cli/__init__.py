@@ -14,6 +14,7 @@ VERBS = {
     "explain": "why a run waits or died, and what to type",
     "runs": "runs by state, name, tag, cluster or age; tags and notes on them",
     "watch": "runs live: Slurm, steps, tokens, loss, ranks, experts, attempts, logs, findings",
+    "serve": "all runs live in a browser, here or through ssh",
     "logs": "what a run's supervisor or one of its ranks printed",
     "diff": "in what two runs differ: configuration, code, environment, data, outcome",
     "resume": "go on with a run that has ended, as it was or with changes",

@@ -26,6 +26,7 @@ DETECTORS: tuple[Detector, ...] = (
     hardware.hot_gpu,
     hardware.memory_growth,
     hardware.disk_nearly_full,
+    run.held,
     run.low_goodput,
     run.requeue_storm,
     run.records_lost,

@@ -13,6 +13,15 @@ LOW = 0.75  # share of the time on nodes that is training
 JUDGED = 2 * 3600.0  # seconds on nodes before anything is said of it
 STORM = 4  # attempts
 STORM_SECONDS = 3600.0
+# What Slurm gives as the reason of a job that nothing but a person will start, and what they type.
+NEVER = {
+    "launch failed requeued held": "scontrol release JOB",
+    "job requeued in held state": "scontrol release JOB",
+    "jobheldadmin": "ask the site why job JOB is held",
+    "jobhelduser": "scontrol release JOB",
+    "badconstraints": "hpc cancel RUN; then hpc resume RUN with a request that the site can meet",
+    "dependencyneversatisfied": "hpc cancel RUN; what it waits for has failed",
+}
 ADVICE = {
     Bucket.startup: "fewer and longer slices: job.time=...",
     Bucket.checkpoint: "fewer checkpoints, or train.checkpoint.background=true",
@@ -21,6 +30,23 @@ ADVICE = {
     Bucket.ending: "find what ends late: hpc logs RUN --all",
     Bucket.unknown: "find what a step waits for: hpc profile RUN",
 }
+
+
+def held(evidence: Evidence) -> Iterator[Finding]:
+    """A job that waits for something that will not come by itself."""
+    job = evidence.snapshot.job
+    if job is None or job.state != "PENDING" or evidence.snapshot.done:
+        return
+    found = next((do for words, do in NEVER.items() if words in job.reason.lower().replace("_", " ")), None)
+    if found is not None:
+        yield Finding(
+            "held",
+            Severity.critical,
+            f"job {job.job_id} will not start by itself",
+            f"Slurm says: {job.reason}",
+            since=job.submitted or evidence.now,
+            do=found.replace("JOB", job.job_id),
+        )
 
 
 def low_goodput(evidence: Evidence) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from monitoring.findings import Finding, Severity, ordered, worst
 from monitoring.goodput import Bucket, Span, totals
 from monitoring.history import Series
 from monitoring.outlook import Outlook
-from monitoring.snapshot import Attempt, ExpertLoad, Snapshot
+from monitoring.snapshot import Attempt, ExpertLoad, JobState, Snapshot
 
 BEGAN = 1_763_800_000.0
 
@@ -230,6 +230,17 @@ def test_nodes_that_do_not_train_and_what_to_do_about_it() -> None:
     assert not list(run.low_goodput(good))
     (found,) = run.low_goodput(replace(given, snapshot=replace(given.snapshot, outlook=outlook(9000))))
     assert "repeated" in found.evidence and "30:00" in found.evidence and "every_steps" in found.do
+
+
+def test_a_job_that_no_time_will_start_is_told_with_what_releases_it() -> None:
+    def found(reason: str, state: str = "PENDING") -> list[Finding]:
+        job = JobState("7", state, reason)
+        given = evidence({})
+        return list(run.held(replace(given, snapshot=replace(given.snapshot, job=job))))
+
+    assert [f.do for f in found("launch failed requeued held")] == ["scontrol release 7"]
+    assert found("JobHeldAdmin") and found("DependencyNeverSatisfied")
+    assert not found("Priority") and not found("BeginTime") and not found("JobHeldAdmin", "RUNNING")
 
 
 def test_attempt_after_attempt_is_a_storm() -> None:

@@ -1,0 +1,249 @@
+"""What all viewers of the page share: the list of runs, what Slurm last said, one reader for each run looked at.
+
+Nothing is read while nobody looks. Its methods block and are called in threads.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monitoring.snapshot import ENDED, Snapshot
+from monitoring.tail import last_value
+from monitoring.web import views
+from monitoring.web.source import Jobs, Row, Source, Sweep, key
+from monitoring.web.watched import Gone, Watched
+
+JOBS_EVERY = 5.0  # seconds between two squeues, whoever looks at what
+LIST_EVERY = 2.0  # seconds for which the list of folders is new enough
+SWEEPS_EVERY = 10.0  # seconds between two looks for sweeps
+ENDED_EVERY = 60.0  # seconds between two looks at a run that has ended
+KEPT = 300.0  # seconds for which a run that nobody looks at any more stays open
+MOST = 32  # runs open at once
+CLOSELY = 50  # runs that have ended of which the overview shows more than the ends of their files say
+SPARE = 0.4  # seconds of one refresh of the overview that go into that
+
+
+class Unknown(Exception):
+    """There is no run or sweep of that name in the list."""
+
+
+class Hub:
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._lock = threading.Lock()  # of all that follows; never held while a run's records are read
+        self._folders: dict[str, Path] = {}
+        self._listed = self._asked = -1e9
+        self._jobs: Jobs = {}
+        self._asking = threading.Lock()
+        self._watched: dict[Path, Watched] = {}
+        self._rows: dict[Path, tuple[float, Row]] = {}
+        self._details: dict[Path, tuple[float, dict[str, Any]]] = {}
+        self._known_sweeps: Sequence[Sweep] = ()
+        self._swept = -1e9
+        self._lasts: dict[Path, dict[str, float | None]] = {}
+        self._counting = threading.Lock()
+
+    # -- which runs there are --
+
+    def folder(self, name: str) -> Path:
+        """The run's folder, by its name in the list.
+
+        Raises:
+            Unknown: if it is in no list. Nothing that was typed is ever joined to a path.
+        """
+        if (found := self._list().get(name)) is None and (found := self._list(fresh=True).get(name)) is None:
+            raise Unknown(name)
+        return found
+
+    def _list(self, *, fresh: bool = False) -> dict[str, Path]:
+        with self._lock:
+            now = time.monotonic()
+            if now - self._listed > (0.5 if fresh else LIST_EVERY):
+                self._folders = {key(folder): folder for folder in self.source.runs()}
+                self._listed = time.monotonic()
+            return self._folders
+
+    def watched(self, name: str) -> Watched:
+        """The one reader of a run.
+
+        Raises:
+            Unknown: see ``folder``.
+            Gone: if it cannot be read.
+        """
+        return self._open(self.folder(name))
+
+    def _open(self, folder: Path) -> Watched:
+        with self._lock:
+            now = time.monotonic()
+            for old in [path for path, each in self._watched.items() if now - each.used > KEPT]:
+                del self._watched[old]
+            if folder not in self._watched:
+                if len(self._watched) >= MOST:
+                    del self._watched[min(self._watched, key=lambda path: self._watched[path].used)]
+                self._watched[folder] = Watched(folder)
+            return self._watched[folder]
+
+    def forget(self, folder: Path) -> None:
+        """A run that is gone; should it come back, it is read anew."""
+        with self._lock:
+            self._watched.pop(folder, None)
+            self._rows.pop(folder, None)
+            self._details.pop(folder, None)
+            self._listed = -1e9
+
+    # -- what Slurm says --
+
+    def jobs(self, folders: Sequence[Path]) -> Jobs:
+        """The jobs of all runs that have not ended, asked for at most every few seconds and once for all of them.
+
+        While one thread asks, the others go on with what was said before.
+        """
+        if self._asking.acquire(blocking=False):
+            try:
+                if time.monotonic() - self._asked >= JOBS_EVERY:
+                    live = [folder for folder in folders if not self._over(folder)]
+                    self._jobs = self.source.jobs(live, self._jobs) if live else {}
+                    self._asked = time.monotonic()
+            finally:
+                self._asking.release()
+        return self._jobs
+
+    def _over(self, folder: Path) -> bool:
+        known = self._rows.get(folder)
+        return known is not None and known[1].state in ENDED
+
+    # -- pages --
+
+    def overview(self) -> dict[str, Any]:
+        """A section for each run, and one for the sweeps; ``order`` has the runs, newest first."""
+        with self._counting:
+            runs = self._list()
+            rows = self._read_rows(list(runs.values()))
+            self._look_closer(rows)
+            sweeps = {key(each.folder): each for each in self._sweeps()}
+            sections: dict[str, Any] = {"order": [name for name, folder in runs.items() if folder in rows]}
+            sections["sweeps"] = [views.sweep_line(name, each, rows) for name, each in sweeps.items()]
+            for name, folder in runs.items():
+                if (row := rows.get(folder)) is not None:
+                    sections[f"run:{name}"] = views.line(name, row, self._details.get(folder, (0.0, {}))[1])
+            return sections
+
+    def _read_rows(self, folders: Sequence[Path]) -> dict[Path, Row]:
+        now, jobs = time.monotonic(), self.jobs(folders)
+        self._rows = {folder: self._rows[folder] for folder in folders if folder in self._rows}
+        old = [
+            folder
+            for folder in folders
+            if folder not in self._rows or not self._over(folder) or now - self._rows[folder][0] > ENDED_EVERY
+        ]
+        for folder, row in zip(old, self.source.rows(old, jobs), strict=True):
+            self._rows[folder] = (now, row)
+        return {folder: row for folder, (_, row) in self._rows.items()}
+
+    def _look_closer(self, rows: Mapping[Path, Row]) -> None:
+        """More about some of the runs than the ends of their files say, as far as a part of a second allows."""
+        self._details = {folder: each for folder, each in self._details.items() if folder in rows}
+        live = [folder for folder in rows if not self._over(folder)][:MOST]
+        ended = [folder for folder in rows if self._over(folder) and folder not in self._details][:CLOSELY]
+        until = time.monotonic() + SPARE
+        # The newest ended ones are read once; of those that live the one whose turn was longest ago comes first.
+        for folder in [*sorted(live, key=lambda each: self._details.get(each, (0.0, {}))[0]), *ended]:
+            if time.monotonic() > until:
+                return
+            try:
+                over = self._over(folder)
+                watched = Watched(folder) if over and folder not in self._watched else self._open(folder)
+                found = views.details(watched.snapshot(self._jobs.get(folder)))
+            except (Gone, OSError):
+                found = {}
+            self._details[folder] = (time.monotonic(), found)
+
+    def run(self, name: str) -> dict[str, Any]:
+        """The sections of one run's page.
+
+        Raises:
+            Unknown, Gone: as ``watched``.
+        """
+        folder = self.folder(name)
+        try:
+            watched = self._open(folder)
+            jobs = self.jobs(list(self._list().values()))
+            snapshot = watched.snapshot(jobs.get(folder))
+            (row,) = self.source.rows([folder], jobs)
+            return views.run(name, snapshot, row, watched.metrics(), self._sweep_of(folder))
+        except (Gone, FileNotFoundError) as error:
+            self.forget(folder)
+            raise Gone(str(error)) from error
+
+    def silence(self, name: str, finding: str, *, silent: bool) -> None:
+        """Say no more of a finding that there is now, or say it again.
+
+        Raises:
+            Unknown: if there is no such run or finding.
+            ValueError: if it cannot be, in words.
+            Gone, OSError: if the run cannot be read, or written.
+        """
+        watched = self.watched(name)
+        if finding not in {each.key for each in watched.snapshot().findings}:
+            raise Unknown(finding)
+        self.source.silence(watched.folder, finding, silent)
+
+    def snapshots(self) -> list[Snapshot]:
+        """Of the runs that are open: for whoever exports figures of live runs."""
+        with self._lock:
+            found = list(self._watched.items())
+        return [each.snapshot(self._jobs.get(folder)) for folder, each in found]
+
+    def _sweeps(self) -> Sequence[Sweep]:
+        now = time.monotonic()
+        if now - self._swept > SWEEPS_EVERY:
+            self._known_sweeps, self._swept = self.source.sweeps(), now
+        return self._known_sweeps
+
+    def _sweep_of(self, folder: Path) -> str | None:
+        stem, dot, number = folder.name.rpartition(".")
+        if not (dot and number.isdecimal()):
+            return None
+        return next((key(each.folder) for each in self._sweeps() if each.folder.name == stem), None)
+
+    def sweep(self, name: str) -> dict[str, Any]:
+        """A table of a sweep's runs: what each changes, and what came of it.
+
+        Raises:
+            Unknown: if there is none of that name.
+        """
+        sweep = next((each for each in self._sweeps() if key(each.folder) == name), None)
+        if sweep is None:
+            raise Unknown(name)
+        with self._counting:
+            begun = [member.folder for member in sweep.members if member.folder in set(self._list().values())]
+            rows = dict(zip(begun, self.source.rows(begun, self.jobs(begun)), strict=True))
+            members = []
+            for member in sweep.members:
+                row = rows.get(member.folder)
+                last = self._last(member.folder, row) if row else {}
+                members.append(views.member(member, row, last, cancelled=sweep.cancelled))
+            return {"name": name, "cancelled": sweep.cancelled, "members": members}
+
+    def _last(self, folder: Path, row: Row) -> dict[str, float | None]:
+        """The newest losses that a run recorded; of one that has ended, as they were when it was first asked."""
+        if (known := self._lasts.get(folder)) is not None and row.state in ENDED:
+            return known
+        found = {name: last_value(folder, name) for name in ("loss", "validation_loss")}
+        self._lasts[folder] = found
+        return found
+
+    def differences(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """In which settings the configurations of runs differ: a value for each run, None where it has none.
+
+        Raises:
+            Unknown: if one of them is in no list.
+        """
+        found = [self.source.configuration(self.folder(name)) for name in names]
+        paths = dict.fromkeys(path for each in found for path in each)
+        table = [{"path": path, "values": [each.get(path) for each in found]} for path in paths]
+        return [row for row in table if any(value != row["values"][0] for value in row["values"])]
