@@ -84,7 +84,7 @@ def _figures(args: argparse.Namespace, folder: Path) -> list[Figure]:
     return [
         Figure("record_us", record["median_us"], "us", "<= 10", f"median of one step; mean {record['mean_us']:.1f} us"),
         Figure("first_view_s", first["wall_s"], "s", "<= 2", f"{size}, {generate.ATTEMPTS} attempts, from records"),
-        Figure("first_view_cpu_s", first["cpu_s"], "s", "", "CPU of that process, which others cannot slow"),
+        Figure("first_view_cpu_s", first["cpu_s"], "s", "", "CPU of that process"),
         Figure("first_view_mb", first["peak_mb"], "MB", "<= 500", "peak memory of that process"),
         Figure("first_view_compacted_s", first_compacted["wall_s"], "s", "", "what has ended from Parquet"),
         Figure("ranks_view_s", ranks_compacted["view_s"], "s", "<= 3", "what has ended from Parquet"),
