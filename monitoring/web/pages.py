@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from monitoring.curves import AXES
+from monitoring.export import openmetrics
 from monitoring.web import logs, views, watched
 from monitoring.web.encode import dumps
 from monitoring.web.hub import Hub, Unknown
@@ -67,6 +68,7 @@ class Pages:
             Route("/api/log", _told(self.log)),
             Route("/api/sweep", _told(self.sweep)),
             Route("/api/differences", _told(self.differences)),
+            Route("/metrics", _told(self.openmetrics)),
             Route(SILENCE, _told(self.silence), methods=["POST"]),
         ]
 
@@ -209,6 +211,10 @@ class Pages:
         if not 0 < len(names) <= COMPARED:
             raise Mistake(f"run: 1 to {COMPARED} of them")
         return _json({"runs": names, "differences": await in_thread(self.hub.differences, names)})
+
+    async def openmetrics(self, request: Request) -> Response:
+        """Where the runs stand that have not ended, for Prometheus."""
+        return Response(await in_thread(lambda: openmetrics.render(self.hub.snapshots())), media_type=openmetrics.TYPE)
 
     async def silence(self, request: Request) -> Response:
         """Say no more of a finding, or say it again: ``{"run", "finding", "silent"}``."""

@@ -210,6 +210,14 @@ def test_a_sweep_has_a_row_for_each_run_begun_or_not(viewer: TestClient) -> None
     assert found["members"][0]["loss"] is not None and found["members"][2]["loss"] is None
 
 
+def test_prometheus_is_told_of_the_runs_that_have_not_ended(viewer: TestClient) -> None:
+    answer = viewer.get("/metrics")
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    steps = [line for line in answer.text.splitlines() if line.startswith("hpc_run_step{")]
+    assert len(steps) == 1 and RUN.split("/")[1] in steps[0] and steps[0].endswith(" 290.0")
+    assert answer.text.endswith("# EOF\n")
+
+
 def test_configurations_are_compared(viewer: TestClient) -> None:
     found = viewer.get("/api/differences", params={"run": [RUN, SWEEP + ".0"]}).json()
     assert [row["path"] for row in found["differences"]] == ["name", "id"]
