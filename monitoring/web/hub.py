@@ -16,6 +16,7 @@ from monitoring.snapshot import ENDED, Snapshot
 from monitoring.tail import last_value
 from monitoring.web import views
 from monitoring.web.source import Jobs, Row, Source, Sweep, key
+from monitoring.web.source import rows as read_rows
 from monitoring.web.watched import Gone, Watched
 
 JOBS_EVERY = 5.0  # seconds between two squeues, whoever looks at what
@@ -143,7 +144,7 @@ class Hub:
             for folder in folders
             if folder not in self._rows or not self._over(folder) or now - self._rows[folder][0] > ENDED_EVERY
         ]
-        for folder, row in zip(old, self.source.rows(old, jobs), strict=True):
+        for folder, row in zip(old, read_rows(self.source, old, jobs), strict=True):
             self._rows[folder] = (now, row)
         return {folder: row for folder, (_, row) in self._rows.items()}
 
@@ -161,7 +162,7 @@ class Hub:
                 over = self._over(folder)
                 watched = Watched(folder) if over and folder not in self._watched else self._open(folder)
                 found = views.details(watched.snapshot(self._jobs.get(folder)))
-            except (Gone, OSError):
+            except Exception:  # of a run whose files make no sense the overview shows what its row says
                 found = {}
             self._details[folder] = (time.monotonic(), found)
 
@@ -176,7 +177,7 @@ class Hub:
             watched = self._open(folder)
             jobs = self.jobs(list(self._list().values()))
             snapshot = watched.snapshot(jobs.get(folder))
-            (row,) = self.source.rows([folder], jobs)
+            (row,) = read_rows(self.source, [folder], jobs)
             return views.run(name, snapshot, row, watched.metrics(), self._sweep_of(folder))
         except (Gone, FileNotFoundError) as error:
             self.forget(folder)
@@ -202,7 +203,7 @@ class Hub:
             found, until = list[Snapshot](), time.monotonic() + PATIENCE
             for folder in live[:LIVE]:
                 if time.monotonic() < until:
-                    with contextlib.suppress(Gone, OSError):
+                    with contextlib.suppress(Exception):  # as above
                         found.append(self._open(folder).snapshot(self._jobs.get(folder)))
             return found
 
@@ -229,7 +230,7 @@ class Hub:
             raise Unknown(name)
         with self._counting:
             begun = [member.folder for member in sweep.members if member.folder in set(self._list().values())]
-            rows = dict(zip(begun, self.source.rows(begun, self.jobs(begun)), strict=True))
+            rows = dict(zip(begun, read_rows(self.source, begun, self.jobs(begun)), strict=True))
             members = []
             for member in sweep.members:
                 row = rows.get(member.folder)

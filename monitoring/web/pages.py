@@ -93,6 +93,8 @@ class Pages:
         if name is not None:
             await in_thread(self.hub.folder, name)
         follow = await self._follow(name, request.query_params.get("log"))
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream")
         headers = {"x-accel-buffering": "no"}
         return StreamingResponse(self._stream(name, follow), media_type="text/event-stream", headers=headers)
 
@@ -104,8 +106,8 @@ class Pages:
                 state = await self._state(name).get()
             except (Gone, Unknown):
                 state = {"gone": b"true"}
-            except OSError as error:
-                state = {**sent, "trouble": dumps(error.strerror or str(error))}
+            except Exception as error:  # whatever is wrong with a run's files, whoever looks at it is told and stays
+                state = {**sent, "trouble": dumps(f"{type(error).__name__}: {error}")}
             lines = await in_thread(follow.read) if follow is not None and "gone" not in state else None
             if message := _changes(sent, state):
                 yield _event("state", message)
@@ -314,5 +316,7 @@ def _told(handler: Handler) -> Handler:
             return PlainTextResponse("the run's folder is gone\n", 410)
         except OSError as error:
             return PlainTextResponse(f"{error.strerror or error}\n", 503)
+        except Exception as error:  # of files that make no sense
+            return PlainTextResponse(f"cannot be read: {type(error).__name__}: {error}\n", 503)
 
     return answering
