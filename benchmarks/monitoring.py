@@ -1,6 +1,6 @@
 """How fast runs are recorded, opened, followed and zoomed, beside TensorBoard on the same data.
 
-    python -m benchmarks.monitoring [--json] [--steps 300000] [--ranks 96] [--peer-steps 50000]
+    python -m benchmarks.monitoring [--json] [--steps 300000] [--ranks 96] [--peer-steps 100000]
 
 A generated run of four attempts, the last still going on: 16 metrics a step of rank 0, a summary of each rank and the
 loads of experts as often as the configuration's defaults say. Each reading is timed in a process of its own, after the
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--steps", type=int, default=300_000)
     parser.add_argument("--ranks", type=int, default=96)
-    parser.add_argument("--peer-steps", type=int, default=50_000, help="that TensorBoard's Python loader reads")
+    parser.add_argument("--peer-steps", type=int, default=100_000, help="that TensorBoard's Python loader reads")
     parser.add_argument("--folder", type=Path, help="keep the generated runs here, and use those that are there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="monitoring", dir="/tmp") as temporary:
@@ -292,7 +292,7 @@ class _Peers:
 def _peers(args: argparse.Namespace, folder: Path) -> _Peers | None:
     if importlib.util.find_spec("tensorboard") is None or importlib.util.find_spec("tensorboard_data_server") is None:
         return None
-    few = _made(folder / "few", lambda path: generate.long_run(path, args.peer_steps, 1, over=True))
+    few = _made(folder / "few", lambda path: generate.long_run(path, args.peer_steps, 1, alone=True))
     records = _measure("ours", few)["load_s"]
     _python("monitoring.compact", str(few))
     ours = _measure("ours", few)["load_s"]

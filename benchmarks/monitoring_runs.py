@@ -44,14 +44,14 @@ def values(count: int, seed: int) -> np.ndarray:
     return found
 
 
-def long_run(folder: Path, steps: int, ranks: int, *, over: bool = False) -> Path:
-    """A run of several attempts, the last of which is still going on, unless it is ``over``."""
+def long_run(folder: Path, steps: int, ranks: int, *, alone: bool = False) -> Path:
+    """A run of several attempts, the last of which is still going on; ``alone``: over, and without experts."""
     nodes = [f"n2gpu{1201 + n}" for n in range(max(1, ranks // 4))]
     for number, (first, last) in enumerate(stretches(steps)):
         attempt = layout.attempt_folder(folder, number)
         attempt.mkdir(parents=True)
         began = BEGIN + first * STEP_S + 300 * number
-        live = number == ATTEMPTS - 1 and not over
+        live = number == ATTEMPTS - 1 and not alone
         info = {
             **{"number": number, "job_id": "17", "restart_count": number, "cluster": "noctua2", "emulated": False},
             **{"nodes": nodes, "world_size": ranks, "began": began - 40, "host": nodes[0], "pid": 1},
@@ -62,7 +62,8 @@ def long_run(folder: Path, steps: int, ranks: int, *, over: bool = False) -> Pat
         layout.attempt_info(attempt).write_text(json.dumps(info))
         for rank in range(ranks):
             _rank(attempt, number, rank, ranks, first, last, began)
-        _experts(attempt, number, ranks, first, last, began)
+        if not alone:
+            _experts(attempt, number, ranks, first, last, began)
         layout.rank_log(attempt, 0).write_text("step\n" * 100)
     target = {"tokens": steps * BATCH * 2, "batch_tokens": BATCH}
     (folder / layout.CONFIG).write_text(f"name: long\ncluster: {{name: noctua2}}\ntrain: {json.dumps(target)}\n")

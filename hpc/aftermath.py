@@ -17,7 +17,7 @@ from hpc.ledger import Record
 from hpc.requeue import Cause
 from hpc.runs import DIVERGED, READY, REFUSED, UNFIT, Run, read_json
 from monitoring.spent import spent
-from monitoring.tail import events, last_step
+from monitoring.tail import events, last_step, said_so_far
 
 
 def marked(run: Run, record: Record) -> Diagnosis | None:
@@ -105,21 +105,29 @@ def named(said: str, nodes: Sequence[str]) -> tuple[str, ...]:
 
 
 class Silence:
-    """Whether the ranks of an attempt have printed and recorded nothing for too long."""
+    """Whether the ranks of an attempt have printed and recorded nothing for too long.
+
+    What a rank's sampler records of its devices is no sign that training goes on. Neither clocks nor times of files
+    are believed: only whether something came.
+    """
 
     def __init__(self, folder: Path, limit: float | None) -> None:
         self.folder = folder
         self.limit = limit
-        self.began = time.time()
+        self.heard = time.monotonic()
+        self.known: dict[str, int] = {}
         self.next_look = 0.0
 
     def broken(self) -> str | None:
         """What to say of it once it is so. Looks at the files now and then."""
-        if self.limit is None or time.monotonic() < self.next_look:
+        now = time.monotonic()
+        if self.limit is None or now < self.next_look:
             return None
-        self.next_look = time.monotonic() + min(30.0, self.limit / 5)
-        times = [path.stat().st_mtime for path in self.folder.glob("rank-*")]
-        quiet = time.time() - max([self.began, *times])
+        self.next_look = now + min(30.0, self.limit / 5)
+        found = {path.name: said_so_far(path) for path in self.folder.glob("rank-*")}
+        if found != self.known:
+            self.known, self.heard = found, now
+        quiet = now - self.heard
         return f"no rank printed or recorded anything for {quiet:.0f} s" if quiet > self.limit else None
 
 

@@ -50,10 +50,11 @@ def read(found: Sequence[Run], jobs: Mapping[Path, Any] | None = None) -> list[R
             from hpc.queue import states
 
             jobs = states(found)
-    return [_row(run, jobs.get(run.folder)) for run in found]
+    return [row(run, jobs.get(run.folder)) for run in found]
 
 
-def _row(run: Run, job: Any) -> Row:
+def row(run: Run, job: Any) -> Row:
+    """A run by its folder and what Slurm says of its job, a ``JobState`` or None."""
     from hpc.ledger import history
     from monitoring.tail import last_record
 

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hpc import slurm, sweep
 from hpc.config import Launcher
@@ -19,36 +19,50 @@ if TYPE_CHECKING:  # numpy comes with it
     from monitoring.snapshot import JobState
 
 
-def states(found: Iterable[Run], known: Mapping[Path, JobState] | None = None) -> Mapping[Path, JobState]:
+class Task(NamedTuple):
+    """A run of a sweep that has not begun, and the array's task that will begin it."""
+
+    run: Run
+    job_id: str
+    sweep: Sweep
+
+
+def states(
+    found: Iterable[Run], known: Mapping[Path, JobState] | None = None, tasks: Iterable[Task] = ()
+) -> Mapping[Path, JobState]:
     """The job of each run that is in Slurm's hands, by run folder; its state is GONE if Slurm knows it no more.
 
     Args:
         known: what was answered before; it stays, with its age, where Slurm does not answer now. No answer is not an
             empty queue.
+        tasks: runs that have not begun are asked about with the others.
     """
-    by_cluster: dict[tuple[str, bool], list[Run]] = {}
+    by_cluster: dict[tuple[str, bool], list[tuple[Run, str, Run | Sweep]]] = {}
     result: dict[Path, JobState] = {}
     for run in found:
         job_id = run.job_id
         if job_id is None or run.state().get("state") in ("finished", "failed", "cancelled"):
             continue
         if re.fullmatch(r"\d+(_\d+)?", job_id):
-            by_cluster.setdefault((run.cluster, run.emulated), []).append(run)
+            by_cluster.setdefault((run.cluster, run.emulated), []).append((run, job_id, run))
+    for run, job_id, of in tasks:
+        by_cluster.setdefault((of.cluster, of.emulated), []).append((run, job_id, of))
     for (_, emulated), members in by_cluster.items():
-        environment = controller(members[0])
+        environment = controller(members[0][2])
         if environment is None:
             if emulated:
-                result.update({run.folder: _gone(run) for run in members})
+                result.update({run.folder: _gone(job_id, emulated) for run, job_id, _ in members})
             continue
         try:
-            rows = slurm.queue([str(run.job_id) for run in members], environment, timeout=10)
+            rows = slurm.queue([job_id for _, job_id, _ in members], environment, timeout=10)
         except slurm.SlurmError:
-            result.update({run.folder: known[run.folder] for run in members if known and run.folder in known})
+            folders = [run.folder for run, _, _ in members]
+            result.update({folder: known[folder] for folder in folders if known and folder in known})
             continue
-        for run in members:
-            row = rows.get(str(run.job_id))
-            ours = row is not None and belongs(row, run)
-            result[run.folder] = job_state(row, emulated=emulated) if row and ours else _gone(run)
+        for run, job_id, of in members:
+            row = rows.get(job_id)
+            ours = row is not None and (belongs(row, run) if of is run else _works_in(row, of.folder))
+            result[run.folder] = job_state(row, emulated=emulated) if row and ours else _gone(job_id, emulated)
     return result
 
 
@@ -64,13 +78,14 @@ def controller(run: Run | Sweep) -> Mapping[str, str] | None:
 
 def belongs(row: slurm.QueueRow, run: Run) -> bool:
     """Whether a job is this run's and not another of its number, as on a cluster that was set up anew."""
-    if not row.folder:
-        return True
-    folder = Path(row.folder).resolve()
-    if folder == run.folder.resolve():
+    if _works_in(row, run.folder):
         return True
     of_sweep = sweep.of_run(run)  # whose arrays work in its folder
-    return of_sweep is not None and folder == of_sweep.resolve()
+    return of_sweep is not None and _works_in(row, of_sweep)
+
+
+def _works_in(row: slurm.QueueRow, folder: Path) -> bool:
+    return not row.folder or Path(row.folder).resolve() == folder.resolve()
 
 
 def local_lives(run: Run) -> bool | None:
@@ -83,10 +98,10 @@ def local_lives(run: Run) -> bool | None:
     return pid.isdecimal() and process_lives(int(pid), run.config_file.stat().st_mtime + 60)
 
 
-def _gone(run: Run) -> JobState:
+def _gone(job_id: str, emulated: bool) -> JobState:
     from monitoring.snapshot import JobState
 
-    return JobState(job_id=str(run.job_id), state="GONE", emulated=run.emulated, seen=time.time())
+    return JobState(job_id=job_id, state="GONE", emulated=emulated, seen=time.time())
 
 
 def job_state(row: slurm.QueueRow, *, emulated: bool) -> JobState:

@@ -47,7 +47,7 @@ def standings(sweep: Sweep) -> list[Standing]:
     begun = [number for number, run in enumerate(runs) if run.config_file.exists()]
     rows = dict(zip(begun, read([runs[number] for number in begun]), strict=True))
     settled = {number for number, row in rows.items() if row.state in ("running", "finished", "failed", "cancelled")}
-    jobs = _jobs(sweep) if len(settled) < len(runs) else {}
+    jobs = tasks(sweep) if len(settled) < len(runs) else {}
     found = []
     for number, (run, member) in enumerate(zip(runs, sweep.members, strict=True)):
         row = rows.get(number)
@@ -71,7 +71,7 @@ def _state(sweep: Sweep, row: Row | None, job: tuple[str, str] | None) -> tuple[
     return row.state, row.reason
 
 
-def _jobs(sweep: Sweep) -> dict[int, tuple[str, str]]:
+def tasks(sweep: Sweep) -> dict[int, tuple[str, str]]:
     """What becomes of the tasks that are still in the queue, by number of the run."""
     if sweep.launcher is Launcher.local:
         alive = [array for array in sweep.arrays if array.job_id and local_lives(sweep, array.job_id)]

@@ -103,16 +103,33 @@ def fill(columns: Columns, table: pa.Table) -> None:
     """Put the rows of a table into empty columns: step, t and tokens are their fields, all others metrics."""
     for name, values in (*columns.integers().items(), ("t", columns.times)):
         if name in table.column_names:
-            values.frombytes(table.column(name).to_numpy().tobytes())
-    every = np.arange(table.num_rows).tobytes()
+            values.frombytes(present(table.column(name))[0].tobytes())
     for name in table.column_names:
-        column = table.column(name)
-        if name == "t" or name in columns.integers() or column.null_count == len(column):
+        if name == "t" or name in columns.integers():
             continue
-        rows = every
-        if column.null_count:
-            rows = np.flatnonzero(column.is_valid().to_numpy()).tobytes()
-            column = column.drop_null()
-        metric = columns.metric(name)
-        metric.rows.frombytes(rows)
-        metric.values.frombytes(column.to_numpy().tobytes())
+        values, rows = present(table.column(name))
+        if len(values):
+            metric = columns.metric(name)
+            metric.rows.frombytes(rows.tobytes())
+            metric.values.frombytes(values.tobytes())
+
+
+def present(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """The values of a column of numbers that are not null, and their rows.
+
+    From its buffers, for pyarrow's own conversion would import pandas, which takes longer than all the rest.
+    """
+    values, rows = [np.empty(0, column.type.to_pandas_dtype())], [np.empty(0, np.int64)]
+    begin = 0
+    for chunk in column.chunks:
+        validity, data = chunk.buffers()
+        window = slice(chunk.offset, chunk.offset + len(chunk))
+        if len(chunk):
+            found, places = np.frombuffer(data, values[0].dtype)[window], np.arange(begin, begin + len(chunk))
+            if chunk.null_count:
+                valid = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")[window].astype(bool)
+                found, places = found[valid], places[valid]
+            values.append(found)
+            rows.append(places)
+        begin += len(chunk)
+    return np.concatenate(values), np.concatenate(rows)

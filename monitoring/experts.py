@@ -132,11 +132,16 @@ def every_layer(attempt: Path) -> Iterator[tuple[int, Loads]]:
 
 def from_table(table: pa.Table) -> Loads:
     """A layer's row group of ``experts.parquet``."""
+    import pyarrow as pa
+
     loads = Loads()
-    tokens = table.column("tokens").combine_chunks()
     compacted.fill(loads, table.drop_columns(["layer", "tokens"]))
-    loads.tokens.frombytes(tokens.flatten().to_numpy().tobytes())
-    loads.ends.frombytes(np.cumsum(tokens.value_lengths().to_numpy(), dtype=np.int64).tobytes())
+    for rows in table.column("tokens").chunks:
+        before = len(loads.tokens)
+        tokens, _ = compacted.present(pa.chunked_array([rows.flatten()]))
+        ends, _ = compacted.present(pa.chunked_array([rows.offsets[1:]]))
+        loads.tokens.frombytes(tokens.tobytes())
+        loads.ends.frombytes((ends.astype(np.int64) - rows.offsets[0].as_py() + before).tobytes())
     return loads
 
 

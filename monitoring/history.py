@@ -94,6 +94,11 @@ class Attempt:
                 self.events, self.header, self.dropped, self.unread = [], {}, 0, 0
             self._take(found.items)
             count += len(found.items)
+        return count
+
+    def refresh_experts(self) -> int:
+        """Take the newest loads of experts; returns the number of new records."""
+        count = 0
         for found in self.experts_tail.read():
             if found.again:
                 self.experts = {}
@@ -218,8 +223,12 @@ class History:
             self.attempts = []  # the run was deleted
         every = self._refreshes % _OLD_EVERY == 0
         self._refreshes += 1
-        live = self.attempts if every else self.attempts[-2:] + [a for a in new if a not in self.attempts[-2:]]
+        live = self.attempts if every else [a for a in self.attempts if a in new or a in self.attempts[-2:]]
         count = sum(attempt.refresh() for attempt in live)
+        for attempt in reversed(live):
+            count += attempt.refresh_experts()
+            if attempt.experts:  # of those before it nobody will ask
+                break
         self._join()
         return count
 

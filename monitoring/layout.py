@@ -33,6 +33,7 @@ STEPS_COMPACTED, RANKS_COMPACTED, EXPERTS_COMPACTED = "steps.parquet", "ranks.pa
 OWN_RECORDS, FOLLOWED = "own-records", "followed"
 
 _RECORDS = re.compile(r"rank-(\d+)\.jsonl")
+_LOGS = re.compile(r"rank-(\d+)\.log")
 
 
 def attempt_folder(run: Path, number: int) -> Path:
@@ -64,6 +65,11 @@ def rank_log(attempt: Path, rank: int) -> Path:
     return attempt / f"rank-{rank}.log"
 
 
+def logged_ranks(attempt: Path) -> list[int]:
+    """The ranks that have a log, ascending."""
+    return _numbered(attempt, _LOGS)
+
+
 def experts_records(attempt: Path) -> Path:
     """Tokens per expert, written by rank 0."""
     return attempt / EXPERTS
@@ -71,8 +77,12 @@ def experts_records(attempt: Path) -> Path:
 
 def recorded_ranks(attempt: Path) -> list[int]:
     """The ranks that have a records file, ascending."""
+    return _numbered(attempt, _RECORDS)
+
+
+def _numbered(attempt: Path, name: re.Pattern[str]) -> list[int]:
     try:
         names = [entry.name for entry in attempt.iterdir()]
     except OSError:
         return []
-    return sorted(int(match[1]) for name in names if (match := _RECORDS.fullmatch(name)))
+    return sorted(int(match[1]) for each in names if (match := name.fullmatch(each)))

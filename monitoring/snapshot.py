@@ -57,6 +57,11 @@ class Attempt:
     last_step: int | None = None
     lost_steps: int = 0  # steps of it that are done again by a later attempt
 
+    def node(self, rank: int) -> str:
+        """Where a rank runs: each node has as many as the others, and they are counted node by node."""
+        each = (self.world_size or 0) // len(self.nodes) if self.nodes else 0
+        return self.nodes[rank // each] if each and rank // each < len(self.nodes) else ""
+
 
 @dataclass(frozen=True)
 class ExpertLoad:

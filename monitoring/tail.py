@@ -8,6 +8,7 @@ its start, and the caller is told to forget what it had.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 from collections import deque
@@ -25,6 +26,7 @@ from monitoring.text import clean
 
 _HEAD = 256  # bytes by which a file is known again
 _BLOCK = 1 << 20  # bytes read at once
+_SAMPLES = 1 << 18  # bytes at the end of a rank's records that may all be samples of its devices
 _LONGEST = 1 << 20  # bytes without a newline beyond which they are damage and not a line
 
 
@@ -225,6 +227,23 @@ def _text(line: bytes) -> str:
     return clean(line[-(1 << 14) :].decode("utf-8", "replace"))
 
 
+def said_so_far(path: Path) -> int:
+    """Bytes of a rank's log or records up to its last word; what follows are samples of its devices. 0: no file."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if path.suffix != ".jsonl":
+                return size
+            file.seek(begin := max(0, size - _SAMPLES))
+            tail = file.read(_SAMPLES)
+    except OSError:
+        return 0
+    end = len(tail)
+    while (line := tail.rfind(b"\n", 0, end - 1)) >= 0 and tail.find(b'"kind":"device"', line, end) >= 0:
+        end = line + 1
+    return begin + end
+
+
 def events(attempt: Path, names: Collection[str]) -> Iterator[dict[str, Any]]:
     """The events of these names that rank 0 recorded in an attempt's folder, in order; other lines are not parsed."""
     wanted = [b'"event":' + orjson.dumps(name) for name in names]
@@ -308,20 +327,29 @@ def last_record(attempt: Path) -> dict[str, Any] | None:
     return last
 
 
+def recent_steps(attempt: Path, most: int = 50) -> list[dict[str, Any]]:
+    """The newest ``step`` records of rank 0 in an attempt's folder, the newest first, of the last lines alone."""
+    return list(itertools.islice(_steps_near_end(layout.rank_records(attempt, 0)), most))
+
+
 def _last_step_near_end(path: Path) -> dict[str, Any] | None:
-    """As ``last_record``, from the last lines alone, newest first: a list of a thousand runs asks for each."""
+    """As ``last_record``, from the last lines alone: a list of a thousand runs asks for each."""
+    return next(_steps_near_end(path), None)
+
+
+def _steps_near_end(path: Path) -> Iterator[dict[str, Any]]:
+    """The step records in the last lines, newest first."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 16)))
             *lines, _ = file.read().split(b"\n")  # the last one is torn, or empty
     except OSError:
-        return None
+        return
     for line in reversed(lines):
         with contextlib.suppress(ValueError):
             record = orjson.loads(line[line.rfind(b"\0") + 1 :])
             if isinstance(record, dict) and _is_step(record):
-                return record
-    return None
+                yield record
 
 
 def _is_step(record: dict[str, Any]) -> bool:

@@ -13,7 +13,7 @@ VERBS = {
     "status": "runs and where they stand",
     "explain": "why a run waits or died, and what to type",
     "runs": "runs by state, name, tag, cluster or age; tags and notes on them",
-    "watch": "one run live: Slurm, steps, tokens, loss, log",
+    "watch": "runs live: Slurm, steps, tokens, loss, ranks, experts, attempts, logs, findings",
     "serve": "all runs live in a browser, here or through ssh",
     "logs": "what a run's supervisor or one of its ranks printed",
     "diff": "in what two runs differ: configuration, code, environment, data, outcome",

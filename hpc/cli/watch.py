@@ -1,48 +1,102 @@
-"""``hpc watch RUN``: one run live in the terminal; one plain snapshot in a pipe."""
+"""``hpc watch``: runs live in the terminal; what they are at one moment in a pipe."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
+import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc import runs
+from hpc.errors import Refused
 from hpc.runs import Run
 
 if TYPE_CHECKING:
+    from hpc.sweep import Sweep
     from monitoring.snapshot import JobState, Snapshot
 
-HELP = "one run live: Slurm, steps, tokens, loss, log"
+HELP = "runs live: Slurm, steps, tokens, loss, ranks, experts, attempts, logs, findings"
 ASK_SLURM_EVERY = 5.0  # seconds between two squeues, whatever the refresh of the screen
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="hpc watch", description=HELP)
-    parser.add_argument("run", nargs="?", default="last", help="id or its beginning, name, folder, or last (default)")
-    parser.add_argument("--json", action="store_true", help="one snapshot as JSON")
+    which = "id or its beginning, name, folder, last, or a sweep's id; without one all runs, in a pipe the last"
+    parser.add_argument("run", nargs="*", help=which)
+    parser.add_argument("--json", action="store_true", help="one snapshot as JSON; of several a list")
     parser.add_argument("--plain", action="store_true", help="one plain snapshot, as in a pipe")
+    parser.add_argument("--once", action="store_true", help="one look, on a terminal too; the same as --plain")
     parser.add_argument("--interval", type=float, default=0.5, metavar="S", help="seconds between two looks (0.5)")
     args = parser.parse_args(argv)
-    run = runs.find(runs.root(), args.run)
-    read = reader(run)
-    if args.json:
-        from monitoring.terminal.plain import to_json
-
-        print(json.dumps(to_json(read())))
-    elif args.plain or not sys.stdout.isatty():
-        from monitoring.terminal.plain import plain
-
-        print(plain(read()))
+    if not 0 < args.interval < math.inf:
+        raise Refused(f"--interval {args.interval:g}: must be above 0, such as 0.5")
+    root = runs.root()
+    live = not (args.json or args.plain or args.once) and _is_terminal()
+    found = [_find(root, text) for text in args.run or ([] if live else ["last"])]
+    if live:
+        _watch(root, found, args.interval)
     else:
-        from monitoring.terminal.watch import watch
-
-        watch(read, interval=args.interval, until_done=False)
+        _once(found, as_json=args.json)
     return 0
+
+
+def _find(root: Path, text: str) -> Run | Sweep:
+    """The run that a person means, or the sweep."""
+    from hpc import sweep
+
+    try:
+        return runs.find(root, text)
+    except Refused:
+        try:
+            return sweep.find(root, text)
+        except Refused:
+            pass
+        raise
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
+
+
+def _unicode() -> bool:
+    return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+
+
+def _watch(root: Path, found: Sequence[Run | Sweep], interval: float) -> None:
+    from hpc import watching
+    from monitoring.terminal.app import Options, watch
+
+    fleet = watching.some(found) if found else watching.everything(root)
+    alone = found[0].folder if len(found) == 1 and isinstance(found[0], Run) else None
+    watch(fleet, alone, Options(interval, unicode=_unicode()))
+
+
+def _once(found: Sequence[Run | Sweep], *, as_json: bool) -> None:
+    from monitoring.terminal.plain import plain, to_json
+
+    several = len(found) > 1 or not isinstance(found[0], Run)
+    looks = [reader(run)() for run in _runs(found)]
+    if as_json:
+        values = [to_json(look) for look in looks]
+        print(json.dumps(values if several else values[0]))
+    else:
+        print("\n\n".join(map(plain, looks)))
+
+
+def _runs(found: Sequence[Run | Sweep]) -> list[Run]:
+    """The runs that are meant, of sweeps those that have begun."""
+    members: list[Run] = []
+    for each in found:
+        if isinstance(each, Run):
+            members.append(each)
+        else:
+            members += [run for n in range(len(each.members)) if (run := each.run(n)).config_file.exists()]
+    return members
 
 
 def until_ended(run: Run) -> int:
@@ -50,10 +104,11 @@ def until_ended(run: Run) -> int:
     from hpc.waiting import outcome, settle, wait
     from monitoring.terminal.plain import summary
 
-    if sys.stdout.isatty():
-        from monitoring.terminal.watch import watch
+    if _is_terminal():
+        from hpc import watching
+        from monitoring.terminal.app import Options, watch
 
-        watch(reader(run), interval=0.5, until_done=True)  # ends with the summary
+        watch(watching.some([run]), run.folder, Options(until_done=True, unicode=_unicode()))  # ends with the summary
     else:
         wait(run)
         print(summary(reader(run)()))

@@ -7,7 +7,7 @@ silently.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,19 +109,31 @@ def _draw(dots: np.ndarray, binned: Bins, filled: np.ndarray, low: float, high: 
         previous, end = column, last
 
 
-def y_labels(low: float, high: float, height: int, every: int = 4) -> dict[int, str]:
-    """Row -> the value at that row: of the top and bottom rows, and in between about each ``every`` rows."""
+def y_label(value: float) -> str:
+    """A value in at most seven characters."""
+    return next(text for text in (figure(value), f"{value:.1e}", f"{value:.0e}") if len(text) <= 7)
+
+
+def y_labels(
+    low: float, high: float, height: int, every: int = 4, say: Callable[[float], str] = y_label
+) -> dict[int, str]:
+    """Row -> the value at that row, as ``say`` has it: of the top and bottom rows, and in between about each ``every``
+    rows."""
     if high / 2 - low / 2 <= 0:
-        return {height // 2: figure(high)}
+        return {height // 2: say(high)}
     parts = max(1, round((height - 1) / every))
     rows = [round(part * (height - 1) / parts) for part in range(parts + 1)]
     span = high / 2 - low / 2
-    return {row: figure(high - 2 * (span * row / max(1, height - 1))) for row in rows}
+    return {row: say(high - 2 * (span * row / max(1, height - 1))) for row in rows}
 
 
-def x_labels(low: float, high: float, width: int) -> str:
-    """One row with the first, middle and last x; fewer where they do not fit."""
-    first, middle, last = (f"{value:,.0f}" if value < 1e6 else count(value) for value in (low, (low + high) / 2, high))
+def _place(x: float) -> str:
+    return f"{x:,.0f}" if x < 1e6 else count(x)
+
+
+def x_labels(low: float, high: float, width: int, say: Callable[[float], str] = _place) -> str:
+    """One row with the first, middle and last x as ``say`` has them; fewer where they do not fit."""
+    first, middle, last = (say(value) for value in (low, (low + high) / 2, high))
     if high <= low or width < len(first) + len(last) + 2:
         return last[:width].rjust(width)
     row = first + last.rjust(width - len(first))

@@ -13,6 +13,7 @@ import numpy as np
 from rich.cells import cell_len
 from rich.text import Text
 
+from monitoring.findings import Severity, ordered
 from monitoring.snapshot import Attempt, ExpertLoad, Snapshot
 from monitoring.terminal import canvas
 from monitoring.terminal.plain import SILENT
@@ -37,11 +38,17 @@ STATE_STYLES = {
     "timeout": "white on red",
 }
 
+SEVERITY_STYLES = {
+    Severity.critical: "bold white on red",
+    Severity.warning: "black on yellow",
+    Severity.info: "black on cyan",
+}
+
 
 def screen(snapshot: Snapshot, width: int, height: int, *, unicode: bool = True) -> list[Text]:
     """The rows of the whole screen, at most ``height`` of at most ``width`` cells."""
     width, height = max(20, width), max(4, height)
-    rows = [*header(snapshot, width), *progress(snapshot, width)]
+    rows = [*header(snapshot, width), *progress(snapshot, width), *findings(snapshot, width, height // 16)]
     room = height - len(rows)
     side = SIDE if width >= WIDE and room >= 12 else 0
     main = width - side - (2 if side else 0)
@@ -81,6 +88,19 @@ def header(snapshot: Snapshot, width: int) -> list[Text]:
         return [*rows, row]
     folded = [Text(f" {part}", style) for part in textwrap.wrap(reason, width - 2)[:3]]
     return [*rows, Text(" ") + DOT.join(words), *folded]
+
+
+def findings(snapshot: Snapshot, width: int, most: int) -> list[Text]:
+    """The worst of what was found, a row each."""
+    found = [finding for finding in ordered(snapshot.findings) if not finding.silenced]
+    rows = []
+    for finding in found[:most]:
+        more = f" · {len(found) - most} more" if len(found) > most and finding is found[most - 1] else ""
+        where = f" · {clean(finding.node)}" if finding.node else ""
+        style = SEVERITY_STYLES[finding.severity]
+        left = Text.assemble(" ", (f" {finding.severity.value} ", style), f" {clean(finding.title)}{where}")
+        rows.append(_between(left, Text(more, DIM), width))
+    return rows
 
 
 def shown_state(snapshot: Snapshot) -> str:
@@ -170,7 +190,7 @@ def loss(snapshot: Snapshot, width: int, height: int, *, unicode: bool = True) -
     """The loss over steps: a title, the curve with its axes, the starts of later attempts marked below it."""
     if height < 1:
         return []
-    rows = [_rule("loss", width)]
+    rows = [rule("loss", width)]
     plot_height, plot_width = height - 3, width - LABEL - 1
     series = snapshot.loss
     if plot_height < 2 or plot_width < 10:
@@ -183,7 +203,7 @@ def loss(snapshot: Snapshot, width: int, height: int, *, unicode: bool = True) -
     labels = canvas.y_labels(drawn.low, drawn.high, plot_height)
     for number, cells in enumerate(drawn.rows):
         label = labels.get(number, "")
-        row = Text(label.rjust(LABEL - 1), style=DIM)
+        row = Text.assemble((label.rjust(LABEL - 1), DIM))  # the style of the whole row would dim the curve
         row.append("┤" if label else "│", style=DIM)
         row.append(cells, style=ACCENT)
         rows.append(row)
@@ -201,13 +221,13 @@ def loss(snapshot: Snapshot, width: int, height: int, *, unicode: bool = True) -
 
 def experts(layers: tuple[ExpertLoad, ...], width: int, height: int) -> list[Text]:
     """A title and a row of bars per MoE layer: full height is twice the fair share, a red × gets nothing."""
-    rows = [_rule(f"experts · tokens over the fair share, step {layers[-1].step:,}", width)]
+    rows = [rule(f"experts · tokens over the fair share, step {layers[-1].step:,}", width)]
     shown = layers[: height - 1]
     if len(layers) > len(shown):
         shown = layers[: height - 2]
     for load in shown:
         shares = load.shares
-        row = Text(f"layer {load.layer}".rjust(LABEL + 1) + " ", style=DIM)
+        row = Text.assemble((f"layer {load.layer}".rjust(LABEL + 1) + " ", DIM))
         tail = f" max {shares.max():.2f}  min {shares.min():.2f} "
         row.append_text(_bars(shares, width - row.cell_len - len(tail)))
         row.append(tail, style="yellow" if shares.max() > 2 or shares.min() <= 0 else DIM)
@@ -223,18 +243,18 @@ def sidebar(snapshot: Snapshot, width: int, height: int) -> list[Text]:
     """The newest value of each metric, then the last attempts."""
     past = snapshot.attempts[-max(1, height // 3) :]
     room = height - len(past) - 2
-    rows = [_rule("metrics", width)]
+    rows = [rule("metrics", width)]
     for name, value in list(snapshot.metrics.items())[:room]:
         shown = Text(figure(value), style="bold" if math.isfinite(value) else "bold red")
         rows.append(_between(Text(f" {clean(name)}", style=DIM), shown + Text(" "), width))
     rows += [Text()] * (height - len(rows) - len(past) - 1)
-    rows.append(_rule("attempts", width))
+    rows.append(rule("attempts", width))
     rows += [_attempt(attempt, width) for attempt in past]
     return rows[:height]
 
 
 def _attempt(attempt: Attempt, width: int) -> Text:
-    row = Text(f" {attempt.number:>2} ", style=DIM)
+    row = Text.assemble((f" {attempt.number:>2} ", DIM))
     if attempt.first_step is None:
         row.append("no step".ljust(11), style=DIM)
     else:
@@ -250,8 +270,7 @@ def log(snapshot: Snapshot, width: int, height: int) -> list[Text]:
     """A title and the last lines of the log; where something could not be read, that comes first."""
     if height < 2:
         return []
-    hint = Text(" q leaves ─", DIM)
-    rows = [_rule(clean(snapshot.log_name), width - hint.cell_len) + hint]
+    rows = [rule(clean(snapshot.log_name), width)]
     rows += [Text(f" {clean(problem)}", style="yellow") for problem in snapshot.problems[-2:]][: height - 1]
     lines = snapshot.log[-(height - len(rows)) :] if height > len(rows) else ()
     return rows + [Text(f" {clean(line)}") for line in lines]
@@ -288,8 +307,9 @@ def _bar(share: float, width: int) -> Text:
     return row
 
 
-def _rule(title: str, width: int) -> Text:
-    row = Text("─ ", style=DIM)
+def rule(title: str, width: int) -> Text:
+    """A title on a line."""
+    row = Text.assemble(("─ ", DIM))
     row.append(title, style="bold")
     row.append(" " + "─" * max(0, width - cell_len(title) - 3), style=DIM)
     return row

@@ -23,7 +23,8 @@ import numpy as np
 from monitoring import layout
 from monitoring.reader import Reader
 from monitoring.recorder import PROTOCOL, Recorder, encode
-from monitoring.snapshot import JobState
+from monitoring.snapshot import JobState, Snapshot
+from monitoring.terminal.source import Entry
 
 BATCH = 4096  # tokens of a step
 START = 1_763_800_000.0  # unix seconds
@@ -193,8 +194,61 @@ def _go_on(folder: Path, shape: Shape, pause: float) -> None:
     finish(folder, shape)
 
 
+def slow(run: Path, rank: int, times: float) -> None:
+    """Let a rank of the third attempt take longer."""
+    attempt = layout.attempt_folder(run, 2)
+    path = layout.rank_records(attempt, rank)
+    head = path.read_bytes().split(b"\n")[0] + b"\n"
+    lines = [encode(n, START + n, "rank", {"step": 150 + 10 * n, "step_s": 0.85 * times}) for n in range(1, 15)]
+    path.write_bytes(head + b"".join(b"".join(each) for each in lines))
+
+
+def devices(run: Path) -> None:
+    """Add what was read of two GPUs and a node in the third attempt; one is hot, and held down by it."""
+    for rank in (0, 1):
+        gpu = {"gpu_util": 0.97 - 0.9 * rank, "gpu_memory_gib": 61.25, "gpu_memory_total_gib": 80.0, "power_w": 402.0}
+        heat = {"temperature_c": 61.0 + 27 * rank, "clock_mhz": 1410.0, "throttled": float(rank), "energy_j": 1e6}
+        process = {"cpu_cores": 1.25, "memory_gib": 14.5}
+        node = {"host_cpu_util": 0.2, "host_memory_gib": 120.0, "host_memory_total_gib": 503.0} if rank == 0 else {}
+        with layout.rank_records(layout.attempt_folder(run, 2), rank).open("ab") as file:
+            file.write(b"".join(encode(900, START + 340, "device", {**gpu, **heat, **process, **node})))
+
+
+class Folders:
+    """Runs by their folders as the watch screen takes them, with what Slurm says of each of them."""
+
+    title, trouble = "generated runs", ""
+
+    def __init__(self, folders: Sequence[Path], said: JobState | None = None) -> None:
+        self.folders = folders
+        self.said = said
+
+    def entries(self) -> list[Entry]:
+        return [_entry(Reader(folder).read(self.said)) for folder in self.folders if folder.is_dir()]
+
+    def job(self, folder: Path) -> JobState | None:
+        return self.said
+
+
+def _entry(seen: Snapshot) -> Entry:
+    last = float(seen.loss.values[-1]) if len(seen.loss.values) else None
+    return Entry(
+        seen.folder,
+        seen.folder.parent.name,
+        seen.id,
+        seen.state,
+        cluster=seen.cluster,
+        attempt=seen.attempts[-1].number if seen.attempts else None,
+        step=seen.step,
+        share=seen.share,
+        loss=last,
+        tokens_per_s=seen.tokens_per_s,
+        eta_s=seen.eta_s,
+    )
+
+
 def main() -> None:
-    from monitoring.terminal.watch import watch
+    from monitoring.terminal.app import Options, watch
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -205,9 +259,8 @@ def main() -> None:
     folder = generate(given.folder, shape)
     if given.watch:
         threading.Thread(target=_go_on, args=(folder, shape, given.pause), daemon=True).start()
-        reader, ends = Reader(folder), time.time() + 900
-        job = JobState("17", "RUNNING", nodes="n2gpu[1201,1205]", ends=ends, emulated=True)
-        watch(lambda: reader.read(job), until_done=True)
+        job = JobState("17", "RUNNING", nodes="n2gpu[1201,1205]", ends=time.time() + 900, emulated=True)
+        watch(Folders([folder], job), folder, Options(until_done=True))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitoring.layout import rank_records
-from monitoring.recorder import PROTOCOL, encode
-from monitoring.tail import RecordTail, TextTail, events, last_record, last_step
+from monitoring.recorder import PROTOCOL, Recorder, encode
+from monitoring.tail import RecordTail, TextTail, events, last_record, last_step, said_so_far
 from monitoring.text import clean
 
 
@@ -221,3 +221,21 @@ def test_events_of_a_name_are_found_among_damage_and_other_lines(tmp_path: Path)
     found = [(event["event"], event["step"]) for event in events(tmp_path, {"spike", "rewound"})]
     assert found == [("spike", 3), ("rewound", 2)]
     assert list(events(tmp_path / "nowhere", {"spike"})) == []
+
+
+def test_samples_of_devices_are_no_word(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, 0, 1, "run", 0)
+    recorder.step(step=1, tokens=1, loss=2.0)
+    recorder.sync()
+    path = rank_records(tmp_path, 0)
+    spoken = path.stat().st_size
+    for _ in range(2000):
+        recorder.device(gpu_util=0.5, power_w=300.0)
+    recorder.sync()
+    assert said_so_far(path) == spoken < path.stat().st_size
+    recorder.step(step=2, tokens=2, loss=2.0)
+    recorder.close()
+    assert said_so_far(path) == path.stat().st_size
+    (tmp_path / "rank-0.log").write_text("word\n")
+    assert said_so_far(tmp_path / "rank-0.log") == 5
+    assert said_so_far(tmp_path / "none") == 0

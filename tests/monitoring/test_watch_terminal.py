@@ -1,11 +1,11 @@
-"""The live screen in a real pseudo-terminal: it updates, and leaves the terminal as it found it."""
+"""The watch application in a real pseudo-terminal: it starts, updates, and leaves the terminal as it found it."""
 
 from __future__ import annotations
 
 import fcntl
-import io
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -14,34 +14,31 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pyte
 import pytest
-from rich.console import Console
 
 from monitoring import layout
-from monitoring.reader import Reader
 from monitoring.recorder import Recorder
-from monitoring.terminal.watch import watch
-from tests.monitoring.generate import BATCH, Shape, Try, finish, generate
+from tests.monitoring.generate import BATCH, Shape, finish, generate
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from monitoring.reader import Reader
-from monitoring.terminal.watch import watch
-reader = Reader(Path(sys.argv[1]))
-last = watch(reader.read, interval=0.05, until_done=sys.argv[2] == "done")
-sys.exit(7 if last.done else 0)
+from monitoring.terminal.app import Options, watch
+from tests.monitoring.generate import Folders
+run, how = Path(sys.argv[1]), sys.argv[2]
+options = Options(interval=0.05, until_done=how == "done", unicode=how != "ascii")
+last = watch(Folders([run]), None if how == "list" else run, options)
+sys.exit(7 if last is not None and last.done else 0)
 """
 
 
 class Person:
-    """Somebody at a terminal in which the watch screen runs."""
+    """Somebody at a terminal in which runs are watched."""
 
-    def __init__(self, run: Path, mode: str = "", size: tuple[int, int] = (80, 24), **environment: str) -> None:
+    def __init__(self, run: Path, how: str = "", size: tuple[int, int] = (80, 24), **environment: str) -> None:
         self.terminal = pyte.Screen(*size)
         self.stream = pyte.ByteStream(self.terminal)
         self.master, slave = pty.openpty()
@@ -51,7 +48,7 @@ class Person:
         # Who runs the tests may have exported a size of its own, such as pytest-xdist.
         inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(run), mode],
+            [sys.executable, "-c", PROGRAM, str(run), how],
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -64,6 +61,9 @@ class Person:
     def resize(self, width: int, height: int) -> None:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
         self.terminal.resize(height, width)
+
+    def press(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
 
     def look(self, seconds: float = 0.05) -> str:
         """What stands on the terminal after what came within some seconds."""
@@ -88,11 +88,15 @@ class Person:
         self.look()
         return self.process.wait(1)
 
+    def left(self) -> str:
+        """What was printed once the screen had been given back."""
+        return self.sent.rpartition(b"\x1b[?1049l")[2].decode()
+
     def as_found(self) -> bool:
-        """The screen, the cursor, wrapping and the keyboard are as before."""
-        modes = [self.sent.rfind(code) for code in (b"\x1b[?1049l", b"\x1b[?25h", b"\x1b[?7h")]
-        taken = [self.sent.rfind(code) for code in (b"\x1b[?1049h", b"\x1b[?25l", b"\x1b[?7l")]
-        back = all(last > first for last, first in zip(modes, taken, strict=True))
+        """The screen, the cursor, the mouse and the keyboard are as before."""
+        given = [self.sent.rfind(code) for code in (b"\x1b[?1049l", b"\x1b[?25h", b"\x1b[?1003l")]
+        taken = [self.sent.rfind(code) for code in (b"\x1b[?1049h", b"\x1b[?25l", b"\x1b[?1003h")]
+        back = all(last > first for last, first in zip(given, taken, strict=True))
         return back and termios.tcgetattr(self.slave) == self.before
 
     def close(self) -> None:
@@ -127,23 +131,37 @@ def test_the_screen_follows_the_run_sending_only_what_changed(run: Path, people:
     recorder.close()
     assert person.sees("step 291 of 500") and person.sees("loss 3.125")
     assert len(person.sent) - before < 12_000
-    assert person.sees("step 290 of 500  loss 3.4835")  # the log stands where it stood
     person.resize(120, 40)
+    os.killpg(person.process.pid, signal.SIGWINCH)
     assert person.sees("validation_loss") and person.sees("node failure")
+    person.press("7")
+    assert person.sees("attempts/2/rank-0.log")
 
 
-@pytest.mark.parametrize("how", ["q", "ctrl-c", "sigterm"])
+def test_nothing_is_sent_while_nothing_changes(run: Path, people: list[Person]) -> None:
+    finish(run, Shape())
+    person = Person(run)
+    people.append(person)
+    assert person.sees("FINISHED")
+    person.look(0.5)
+    before = len(person.sent)
+    person.look(1.0)
+    assert len(person.sent) == before
+
+
+@pytest.mark.parametrize("how", ["q", "ctrl-c", "sigterm", "sigint"])
 def test_whoever_leaves_finds_the_terminal_as_it_was(run: Path, people: list[Person], how: str) -> None:
     person = Person(run)
     people.append(person)
     assert person.sees("step 290 of 500")
-    if how == "sigterm":
-        person.process.send_signal(signal.SIGTERM)
-        assert person.ended() == 143
+    if how.startswith("sig"):
+        person.process.send_signal({"sigterm": signal.SIGTERM, "sigint": signal.SIGINT}[how])
+        assert person.ended() == (143 if how == "sigterm" else 0)
     else:
-        os.write(person.master, b"q" if how == "q" else b"\x03")
+        person.press("q" if how == "q" else "\x03")
         assert person.ended() == 0
-        assert "running on noctua2 (EMULATED), step 290 of 500" in person.look().replace("\n", "")
+    if how != "sigterm":
+        assert "running on noctua2 (EMULATED), step 290 of 500" in person.left()
     assert person.as_found()
 
 
@@ -153,32 +171,51 @@ def test_the_last_frame_and_the_summary_stay_when_the_run_ends(run: Path, people
     assert person.sees("step 290 of 500")
     finish(run, Shape())
     assert person.ended() == 7
-    rows = person.look().split("\n")
-    assert any(row.startswith(" tiny_moe/20251122-1f2e") and row.endswith("FINISHED") for row in rows)
+    rows = re.sub(r"\x1b\[[0-9;]*m", "", person.left()).replace("\r", "").split("\n")
+    assert any("tiny_moe/20251122-1f2e" in row and "FINISHED" in row for row in rows)
     assert any("┤" in row for row in rows) and any("sample    The installer" in row for row in rows)
     assert any("attempts  3 (time limit, node failure, finished), 51 lost steps" in row for row in rows)
     assert person.as_found()
 
 
 def test_a_terminal_without_unicode_gets_ascii(run: Path, people: list[Person]) -> None:
-    person = Person(run, PYTHONIOENCODING="ascii")
+    person = Person(run, "ascii")
+    people.append(person)
+    assert person.sees("step 290 of 500") and person.sees("10.35+")
+    for key in "234":
+        person.press(key)
+        person.look(0.3)
+        assert all(row.isascii() for row in person.terminal.display)
+
+
+def test_no_color_is_respected(run: Path, people: list[Person]) -> None:
+    person = Person(run, NO_COLOR="1")
     people.append(person)
     assert person.sees("step 290 of 500")
-    assert all(row.isascii() for row in person.terminal.display)
-    assert person.sees("10.35+")
+    person.press("4")
+    assert person.sees("fair share")
+    codes = {code for found in re.findall(rb"\x1b\[([0-9;]+)m", person.sent) for code in found.split(b";")}
+    assert not codes & {b"%d" % n for n in (*range(30, 39), *range(40, 49), *range(90, 98), *range(100, 108))}
 
 
-def test_a_pipe_gets_lines_and_the_summary(tmp_path: Path) -> None:
-    run = generate(tmp_path / "run", Shape((Try(0, 20),), steps=20))
-    reader = Reader(run)
-    looks = iter(["queued", "running", "running", "finished"])
-    output = io.StringIO()
-    last = watch(
-        lambda: replace(reader.read(), state=next(looks)), interval=0.0, until_done=True, console=Console(file=output)
-    )
-    lines = output.getvalue().splitlines()
-    assert last.done and lines[0].startswith("tiny_moe/run, queued on noctua2 (EMULATED), step 20 of 20")
-    assert lines[1].startswith("tiny_moe/run, running") and lines[2] == "tiny_moe/run: finished on noctua2 (EMULATED)"
-    assert "\x1b" not in output.getvalue()
-    watch(reader.read, until_done=False, console=Console(file=output))
-    assert output.getvalue().splitlines()[-1].strip().startswith("step 20 of 20")
+def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(run: Path, people: list[Person]) -> None:
+    person = Person(run, "list")
+    people.append(person)
+    assert person.sees("generated runs")
+    person.press("\x1a")
+    ends = time.monotonic() + 10
+    while time.monotonic() < ends and _state(person.process.pid) != "T":
+        person.look()
+    assert _state(person.process.pid) == "T"
+    person.process.send_signal(signal.SIGCONT)
+    while time.monotonic() < ends and person.sent.count(b"\x1b[?1049h") < 2:
+        person.look()
+    person.look(0.3)  # keys typed before it has the terminal again are the shell's
+    person.press("\r")
+    assert person.sees("step 290 of 500")
+    person.press("q")
+    assert person.ended() == 0
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -1,0 +1,86 @@
+"""One run that is being looked at: its files read on for all views, and what became of a run that cannot be read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from monitoring import layout
+from monitoring.curves import Curves
+from monitoring.experts import Experts
+from monitoring.history import History
+from monitoring.ranks import Ranks
+from monitoring.reader import Reader
+from monitoring.snapshot import JobState, Snapshot
+from monitoring.text import clean
+
+FRESH = 0.3  # seconds for which nothing is read again, however many views ask
+
+
+class Watched:
+    """A run and the last that could be read of it. For one thread.
+
+    Args:
+        job: what Slurm says of the run's job; it must not wait for an answer.
+        now: unix seconds; None: the clock.
+    """
+
+    def __init__(self, folder: Path, job: Callable[[], JobState | None], now: Callable[[], float] = time.time) -> None:
+        self.folder = folder
+        self.snapshot: Snapshot | None = None
+        self.trouble = ""  # why the snapshot is old, or there is none
+        self._job = job
+        self._now = now
+        self._reader: Reader | None = None
+        self._read = -FRESH  # monotonic seconds
+
+    def refresh(self) -> None:
+        """Read what is new. A run that cannot be read keeps its last snapshot, and says so."""
+        if time.monotonic() - self._read < FRESH:
+            return
+        try:
+            # Asked of the folder and not of the reader, to which a deleted run looks like one without attempts.
+            (self.folder / layout.CONFIG).stat()
+            self._reader = self._reader or Reader(self.folder)
+            self.snapshot = self._reader.read(self._job(), self._now())
+            self.trouble = ""
+        except FileNotFoundError:
+            gone = "the run's folder is gone" if self.snapshot else "there is no such run (any more)"
+            self.trouble = f"{gone}: {clean(str(self.folder))}"
+        except OSError as error:
+            self.trouble = f"{error.strerror or error}: {clean(str(error.filename or self.folder))}"
+        self._read = time.monotonic()
+
+    @property
+    def age(self) -> float:
+        """Seconds since the snapshot."""
+        return 0.0 if self.snapshot is None else self._now() - self.snapshot.now
+
+    @property
+    def name(self) -> str:
+        return clean(f"{self.folder.parent.name}/{self.folder.name}")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {} if self._reader is None else self._reader.config
+
+    @property
+    def _history(self) -> History:
+        assert self._reader is not None, "there is no snapshot yet"
+        return self._reader.history
+
+    @cached_property
+    def curves(self) -> Curves:
+        """Once there is a snapshot, as the next two."""
+        return Curves(self._history)
+
+    @cached_property
+    def ranks(self) -> Ranks:
+        return Ranks(self.folder, self._history)
+
+    @cached_property
+    def experts(self) -> Experts:
+        return Experts(self.folder, self._history)
