@@ -5,6 +5,7 @@ Nothing is read while nobody looks. Its methods block and are called in threads.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from monitoring.snapshot import ENDED, Snapshot
 from monitoring.tail import last_value
 from monitoring.web import views
 from monitoring.web.source import Jobs, Row, Source, Sweep, key
+from monitoring.web.source import rows as read_rows
 from monitoring.web.watched import Gone, Watched
 
 JOBS_EVERY = 5.0  # seconds between two squeues, whoever looks at what
@@ -22,8 +24,10 @@ LIST_EVERY = 2.0  # seconds for which the list of folders is new enough
 SWEEPS_EVERY = 10.0  # seconds between two looks for sweeps
 ENDED_EVERY = 60.0  # seconds between two looks at a run that has ended
 KEPT = 300.0  # seconds for which a run that nobody looks at any more stays open
-MOST = 32  # runs open at once
+MOST = 24  # runs open at once
+LIVE = 16  # runs that have not ended, the newest, that are read closely though nobody opened their page
 CLOSELY = 50  # runs that have ended of which the overview shows more than the ends of their files say
+PATIENCE = 5.0  # seconds that somebody who collects figures waits
 SPARE = 0.4  # seconds of one refresh of the overview that go into that
 
 
@@ -140,14 +144,14 @@ class Hub:
             for folder in folders
             if folder not in self._rows or not self._over(folder) or now - self._rows[folder][0] > ENDED_EVERY
         ]
-        for folder, row in zip(old, self.source.rows(old, jobs), strict=True):
+        for folder, row in zip(old, read_rows(self.source, old, jobs), strict=True):
             self._rows[folder] = (now, row)
         return {folder: row for folder, (_, row) in self._rows.items()}
 
     def _look_closer(self, rows: Mapping[Path, Row]) -> None:
         """More about some of the runs than the ends of their files say, as far as a part of a second allows."""
         self._details = {folder: each for folder, each in self._details.items() if folder in rows}
-        live = [folder for folder in rows if not self._over(folder)][:MOST]
+        live = [folder for folder in rows if not self._over(folder)][:LIVE]
         ended = [folder for folder in rows if self._over(folder) and folder not in self._details][:CLOSELY]
         until = time.monotonic() + SPARE
         # The newest ended ones are read once; of those that live the one whose turn was longest ago comes first.
@@ -158,7 +162,7 @@ class Hub:
                 over = self._over(folder)
                 watched = Watched(folder) if over and folder not in self._watched else self._open(folder)
                 found = views.details(watched.snapshot(self._jobs.get(folder)))
-            except (Gone, OSError):
+            except Exception:  # of a run whose files make no sense the overview shows what its row says
                 found = {}
             self._details[folder] = (time.monotonic(), found)
 
@@ -173,7 +177,7 @@ class Hub:
             watched = self._open(folder)
             jobs = self.jobs(list(self._list().values()))
             snapshot = watched.snapshot(jobs.get(folder))
-            (row,) = self.source.rows([folder], jobs)
+            (row,) = read_rows(self.source, [folder], jobs)
             return views.run(name, snapshot, row, watched.metrics(), self._sweep_of(folder))
         except (Gone, FileNotFoundError) as error:
             self.forget(folder)
@@ -193,10 +197,15 @@ class Hub:
         self.source.silence(watched.folder, finding, silent)
 
     def snapshots(self) -> list[Snapshot]:
-        """Of the runs that are open: for whoever exports figures of live runs."""
-        with self._lock:
-            found = list(self._watched.items())
-        return [each.snapshot(self._jobs.get(folder)) for folder, each in found]
+        """The newest runs that have not ended, for whoever keeps their figures: those that could be read in time."""
+        with self._counting:
+            live = [folder for folder in self._read_rows(list(self._list().values())) if not self._over(folder)]
+            found, until = list[Snapshot](), time.monotonic() + PATIENCE
+            for folder in live[:LIVE]:
+                if time.monotonic() < until:
+                    with contextlib.suppress(Exception):  # as above
+                        found.append(self._open(folder).snapshot(self._jobs.get(folder)))
+            return found
 
     def _sweeps(self) -> Sequence[Sweep]:
         now = time.monotonic()
@@ -221,7 +230,7 @@ class Hub:
             raise Unknown(name)
         with self._counting:
             begun = [member.folder for member in sweep.members if member.folder in set(self._list().values())]
-            rows = dict(zip(begun, self.source.rows(begun, self.jobs(begun)), strict=True))
+            rows = dict(zip(begun, read_rows(self.source, begun, self.jobs(begun)), strict=True))
             members = []
             for member in sweep.members:
                 row = rows.get(member.folder)

@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from monitoring.curves import AXES
+from monitoring.export import openmetrics
 from monitoring.web import logs, views, watched
 from monitoring.web.encode import dumps
 from monitoring.web.hub import Hub, Unknown
@@ -67,6 +68,7 @@ class Pages:
             Route("/api/log", _told(self.log)),
             Route("/api/sweep", _told(self.sweep)),
             Route("/api/differences", _told(self.differences)),
+            Route("/metrics", _told(self.openmetrics)),
             Route(SILENCE, _told(self.silence), methods=["POST"]),
         ]
 
@@ -91,6 +93,8 @@ class Pages:
         if name is not None:
             await in_thread(self.hub.folder, name)
         follow = await self._follow(name, request.query_params.get("log"))
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream")
         headers = {"x-accel-buffering": "no"}
         return StreamingResponse(self._stream(name, follow), media_type="text/event-stream", headers=headers)
 
@@ -102,8 +106,8 @@ class Pages:
                 state = await self._state(name).get()
             except (Gone, Unknown):
                 state = {"gone": b"true"}
-            except OSError as error:
-                state = {**sent, "trouble": dumps(error.strerror or str(error))}
+            except Exception as error:  # whatever is wrong with a run's files, whoever looks at it is told and stays
+                state = {**sent, "trouble": dumps(f"{type(error).__name__}: {error}")}
             lines = await in_thread(follow.read) if follow is not None and "gone" not in state else None
             if message := _changes(sent, state):
                 yield _event("state", message)
@@ -210,6 +214,10 @@ class Pages:
             raise Mistake(f"run: 1 to {COMPARED} of them")
         return _json({"runs": names, "differences": await in_thread(self.hub.differences, names)})
 
+    async def openmetrics(self, request: Request) -> Response:
+        """Where the runs stand that have not ended, for Prometheus."""
+        return Response(await in_thread(lambda: openmetrics.render(self.hub.snapshots())), media_type=openmetrics.TYPE)
+
     async def silence(self, request: Request) -> Response:
         """Say no more of a finding, or say it again: ``{"run", "finding", "silent"}``."""
         body = b""
@@ -308,5 +316,7 @@ def _told(handler: Handler) -> Handler:
             return PlainTextResponse("the run's folder is gone\n", 410)
         except OSError as error:
             return PlainTextResponse(f"{error.strerror or error}\n", 503)
+        except Exception as error:  # of files that make no sense
+            return PlainTextResponse(f"cannot be read: {type(error).__name__}: {error}\n", 503)
 
     return answering

@@ -42,6 +42,24 @@ class Row(Protocol):
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """The row of a run whose files make no sense, or may not be read."""
+
+    reason: str
+    state: str = "unknown"
+    cluster: str = ""
+    emulated: bool = False
+    attempt: int | None = None
+    step: int | None = None
+    tokens: int | None = None
+    target_tokens: int | None = None
+    loss: float | str | None = None
+    tokens_per_s: float | None = None
+    tags: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Member:
     """One run of a sweep: its folder, there or not yet, and what it changes."""
 
@@ -70,6 +88,21 @@ class Source:
     silence: Callable[
         [Path, str, bool], None
     ]  # a finding of a run, by its key, or have it told again; ValueError: why not
+
+
+def rows(source: Source, folders: Sequence[Path], jobs: Jobs) -> Sequence[Row]:
+    """A row for each run, whatever is wrong with some of them."""
+    try:
+        return source.rows(folders, jobs)
+    except Exception:  # of one of them: which, is found out by asking for each
+        return [_row(source, folder, jobs) for folder in folders]
+
+
+def _row(source: Source, folder: Path, jobs: Jobs) -> Row:
+    try:
+        return source.rows([folder], jobs)[0]
+    except Exception as error:
+        return Unreadable(f"its files cannot be read: {type(error).__name__}: {error}")
 
 
 def key(folder: Path) -> str:

@@ -19,6 +19,7 @@ from monitoring.ranks import Ranks, RankTimes
 from monitoring.reader import Reader
 from monitoring.snapshot import JobState, Snapshot
 from monitoring.tail import RecordTail
+from monitoring.web.encode import numbers
 
 FRESH = 1.0  # seconds for which what was read is new enough for everybody
 COLUMNS = 400  # of a heat map, at most
@@ -169,7 +170,12 @@ def binned(steps: np.ndarray, values: np.ndarray, low: float, high: float, most:
 def heat(times: RankTimes, low: float, high: float) -> dict[str, Any]:
     """Step times per rank, with the ranks that are slower than the others do together."""
     shown = binned(times.steps, times.step_s, low, high)
-    return {"ranks": list(times.ranks), "nodes": list(times.nodes), "steps": shown.steps, "seconds": shown.values}
+    return {
+        "ranks": list(times.ranks),
+        "nodes": list(times.nodes),
+        "steps": shown.steps,
+        "seconds": numbers(shown.values, 4),
+    }
 
 
 def loads(found: ExpertLoads, low: float, high: float) -> dict[str, Any]:
@@ -177,4 +183,4 @@ def loads(found: ExpertLoads, low: float, high: float) -> dict[str, Any]:
     shares = binned(found.steps, found.share.T, low, high)
     rest: Sequence[np.ndarray] = (found.entropy[None, :], found.dropped[None, :].astype(float))
     entropy, dropped = (binned(found.steps, each, low, high).values[0] for each in rest)
-    return {"steps": shares.steps, "share": shares.values, "entropy": entropy, "dropped": dropped}
+    return {"steps": shares.steps, "share": numbers(shares.values, 4), "entropy": entropy, "dropped": dropped}

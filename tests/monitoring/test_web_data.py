@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from monitoring.recorder import Recorder
 from monitoring.web import logs, views
 from monitoring.web.encode import dumps, numbers
 from monitoring.web.hub import Hub
-from monitoring.web.pages import Pages
+from monitoring.web.pages import Pages, application
+from monitoring.web.security import Guard
 from monitoring.web.threads import Shared, in_thread
 from monitoring.web.watched import binned
 from tests.monitoring.generate import BATCH, Shape, finish
@@ -208,6 +210,64 @@ def test_a_sweep_has_a_row_for_each_run_begun_or_not(viewer: TestClient) -> None
     assert [each["state"] for each in found["members"]] == ["finished", "finished", "not begun"]
     assert found["members"][1]["changes"] == {"optim.lr": 0.001, "model": "b"}
     assert found["members"][0]["loss"] is not None and found["members"][2]["loss"] is None
+
+
+def test_prometheus_is_told_of_the_runs_that_have_not_ended(viewer: TestClient) -> None:
+    answer = viewer.get("/metrics")
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    steps = [line for line in answer.text.splitlines() if line.startswith("hpc_run_step{")]
+    assert len(steps) == 1 and RUN.split("/")[1] in steps[0] and steps[0].endswith(" 290.0")
+    assert answer.text.endswith("# EOF\n")
+
+
+DAMAGE = {
+    "config.yaml": b"\xff\x00: [",
+    "state.json": b'{"state": ["running"], "job_id": {}, "reason": 3, "cluster": []}',
+    "FINISHED": b"[1, 2]",
+    "manifest.json": b'{"submitted": "yesterday", "resumed": [1, null], "sweep": 7}',
+    "silenced.json": b'{"stall": 5}',
+    "notes.json": b'{"tags": {"a": 1}, "note": []}',
+    "attempts/2/attempt.json": b'{"nodes": 5, "began": "x", "world_size": "y", "ended": [], "cause": 9}',
+    "attempts/2/rank-0.jsonl": b'\x00{"seq":1}\n{"seq":0,"t":1,"kind":"step","step":"a","tokens":null}\n[]\n{',
+    "attempts/2/experts.jsonl": b'{"seq":0,"t":1,"kind":"experts","step":1,"layer":0,"first":0,"load":[-1]}\n',
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_run_of_damaged_files_is_shown_as_far_as_it_can_be(root: Path, name: str) -> None:
+    from hpc.cli import serve
+
+    (root / RUN / name).write_bytes(DAMAGE[name])
+
+    runs = replace(serve.source(root), jobs=lambda folders, known: {})
+
+    async def listen() -> None:
+        pages = Pages(runs, asyncio.Event())
+        one = Listener(pages, RUN, "2/0")
+        await one.hear()
+        assert one.state.get("head") or one.state["trouble"]
+        pages.hub.overview()
+        rows = pages.hub.overview()
+        assert f"run:{RUN}" in rows and rows[f"run:{DONE}"]["spark"]
+
+    asyncio.run(listen())
+    client = browser(Guard(application(runs), TOKEN))
+    for data in ("curve", "ranks", "experts", "devices", "metrics", "log", "differences"):
+        answer = client.get(f"/api/{data}", params={"run": RUN}, headers={"authorization": f"Bearer {TOKEN}"})
+        assert answer.status_code in (200, 400, 503), data
+
+
+def test_one_row_that_cannot_be_read_takes_no_other_with_it(root: Path) -> None:
+    whole = source(root)
+
+    def some(folders: Any, jobs: Any) -> Any:
+        if any(folder.name in RUN for folder in folders):
+            raise PermissionError(13, "Permission denied")
+        return whole.rows(folders, jobs)
+
+    said = Hub(replace(whole, rows=some)).overview()
+    assert said[f"run:{RUN}"]["state"] == "unknown" and "Permission denied" in said[f"run:{RUN}"]["reason"]
+    assert said[f"run:{DONE}"]["state"] == "finished"
 
 
 def test_configurations_are_compared(viewer: TestClient) -> None:

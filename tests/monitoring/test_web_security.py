@@ -19,7 +19,15 @@ from tests.monitoring.web import RUN, TOKEN, browser, guarded, tree
 
 PAGES = ("/", "/run", "/compare", "/sweep")
 DATA = ("curve", "metrics", "ranks", "experts", "devices", "log", "sweep", "differences")
-ADDRESSES = (*PAGES, *(f"/api/{each}" for each in DATA), "/events", "/static/x/page.css", "/nothing", SILENCE)
+ADDRESSES = (
+    *PAGES,
+    *(f"/api/{each}" for each in DATA),
+    "/events",
+    "/static/x/page.css",
+    "/metrics",
+    "/nothing",
+    SILENCE,
+)
 SECRET = "the secret beside the runs"
 
 

@@ -29,6 +29,8 @@ export async function post(path, value) {
   if (!answer.ok) throw new Error((await answer.text()).trim());
 }
 
+const WHY = { 401: "this server does not know you: open the address that hpc serve printed", 404: "there is no such run or sweep", 410: "the run's folder is gone" };
+
 let offset = 0; // of the server's clock, seconds
 export const now = () => Date.now() / 1000 + offset;
 
@@ -55,9 +57,9 @@ export function follow(values, on) {
     source.addEventListener("log", (event) => on.log?.(JSON.parse(event.data)));
     source.addEventListener("open", () => tell("live", "live"));
     source.addEventListener("error", () => {
-      // A stream that the server refuses is closed for good: it may say why.
+      // A stream that the server refuses is closed for good, and does not say why.
       if (source.readyState === EventSource.CLOSED) {
-        get("/events", values()).catch((error) => tell(error instanceof TypeError ? "the server does not answer" : error.message, "lost"));
+        fetch(`/events?${query(values())}`, { method: "HEAD" }).then((answer) => tell(WHY[answer.status] ?? "the server refuses", "lost"), () => tell("the server does not answer", "lost"));
         setTimeout(() => document.visibilityState === "visible" && source?.readyState === EventSource.CLOSED && open(), 5000);
       } else tell("the server does not answer; trying again", "lost");
     });

@@ -40,7 +40,7 @@ export function show(main, given) {
     set(name, value) {
       known[name] = value;
       if (name === "head") head(parts.head, value);
-      else if (name === "progress") { progress(parts.progress, known); curves.grown(value.step); }
+      else if (name === "progress") { progress(parts.progress, known); stepped = value.step; curves.grown(value.step); }
       else if (name === "findings") findings(parts.findings, value, key);
       else if (name === "goodput") time.replaceChildren(...goodput(value));
       else if (name === "attempts") { past.replaceChildren(attempts(value, now())); if (log.know(value)) queueMicrotask(reopen); }
@@ -250,9 +250,11 @@ class Curves {
   }
 }
 
-/** A part that is read when it comes into view, and then again every few seconds while it is. */
+let stepped = null; // the newest step that the stream told of
+
+/** A part that is read when it comes into view, and then again every few seconds while it is and there are new steps. */
 function lazy(node, load) {
-  let last = 0, busy = false, seen = false;
+  let last = 0, busy = false, seen = false, at = NaN;
   const said = el("p", { class: "quiet", role: "status" });
   node.prepend(said);
   const call = async () => {
@@ -263,14 +265,13 @@ function lazy(node, load) {
     } catch (error) {
       said.textContent = error.message;
     }
-    last = Date.now();
-    busy = false;
+    [last, at, busy] = [Date.now(), stepped, false];
   };
   new IntersectionObserver((entries) => {
     seen = entries.at(-1).isIntersecting;
-    if (seen && Date.now() - last > 1000 * AGAIN) call();
+    if (seen && at !== stepped && Date.now() - last > 1000 * AGAIN) call();
   }, { rootMargin: "200px" }).observe(node);
-  setInterval(() => { if (seen && document.visibilityState === "visible") call(); }, 1000 * AGAIN);
+  setInterval(() => { if (seen && at !== stepped && document.visibilityState === "visible") call(); }, 1000 * AGAIN);
   return call;
 }
 
