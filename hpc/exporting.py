@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc import notes, runs, sweep
-from hpc.errors import Failed, Refused
+from hpc.errors import Refused
 from hpc.runs import Run, read_json
 from hpc.sweep import Sweep
 
@@ -72,7 +72,9 @@ def about(run: Run) -> About:
             except yaml.YAMLError:
                 changed[key] = value
     group = folder.name if folder is not None else ""
-    return About(run.name, run.id, config if isinstance(config, dict) else {}, changed, written.tags, written.note, group)
+    return About(
+        run.name, run.id, config if isinstance(config, dict) else {}, changed, written.tags, written.note, group
+    )
 
 
 def _yaml(file: Path) -> Any:

@@ -256,7 +256,9 @@ def typed_config(given: Any, file: Path) -> Config:
     from hpc.config import Config, job_schema
 
     if OmegaConf.select(given, "job._target_") == IMPORTED:
-        raise Refused(f"{file.parent.name} was imported: it can be looked at, compared and exported, and not be started")
+        raise Refused(
+            f"{file.parent.name} was imported: it can be looked at, compared and exported, and not be started"
+        )
     try:
         schema = OmegaConf.structured(Config)
         schema.job = OmegaConf.structured(job_schema(str(OmegaConf.select(given, "job._target_"))))

@@ -1,7 +1,7 @@
 """Runs that other programs recorded, as attempts and steps; one module a format. Files are read in pieces, once.
 
-A format's ``read`` yields, for each attempt in turn, a ``Begin``, its ``Step``s in ascending order, and an ``End``. What
-it could not read it counts, what it learned beside the steps it notes, both in a ``Tally``.
+A format's ``read`` yields, for each attempt in turn, a ``Begin``, its ``Step``s in ascending order, and an ``End``. It
+counts what it could not read, and notes what it learned beside the steps, in a ``Tally``.
 """
 
 from __future__ import annotations
@@ -119,7 +119,14 @@ _ALIASES = {
         *("val_loss", "val/loss", "valid_loss", "eval_loss", "eval/loss", "metric/val_loss", "validation/loss"),
         *("lm loss validation", "lm-loss-validation/lm loss validation", "val loss"),
     ),
-    "lr": ("learning_rate", "learning-rate", "train/lr", "train/learning_rate", "metric/lr", "learning-rate/learning-rate"),
+    "lr": (
+        "learning_rate",
+        "learning-rate",
+        "train/lr",
+        "train/learning_rate",
+        "metric/lr",
+        "learning-rate/learning-rate",
+    ),
     "grad_norm": ("grad-norm", "train/grad_norm", "grad_norm/grad_norm", "gradient_norm"),
     "tokens_per_s": ("throughput/tokens_per_sec", "tokens_per_sec", "tokens_per_second"),
     "step_s": ("iteration-time", "iteration-time/iteration-time", "iter_time", "step_time"),

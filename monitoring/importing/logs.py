@@ -42,7 +42,9 @@ _ENDINGS = tuple(
         ("crash", r"Exited with exit code [1-9]|ChildFailedError|^(?:\[\w+\]:\s*)?Traceback \(most recent"),
     )
 )
-_HINT = re.compile(r"CANCEL|FAIL|[oO]om[-_ ]|[oO]ut *[oO]f|OutOf|exit|Exit|Watchdog|nccl|Traceback|oom|after training|Failed")
+_HINT = re.compile(
+    r"CANCEL|FAIL|[oO]om[-_ ]|[oO]ut *[oO]f|OutOf|exit|Exit|Watchdog|nccl|Traceback|oom|after training|Failed"
+)
 _JOB = re.compile(r"\*\*\* (?:JOB|STEP) (\d+)|SLURM_JOB_ID\s*[=:]\s*(\d+)")
 _JOB_IN_NAME = re.compile(r"(\d{3,})(?:_\d+)?\.\w+$")
 _LOADED = re.compile(r"loaded checkpoint .*?at iteration\s+(\d+)")
@@ -55,7 +57,9 @@ def read(paths: list[Path], tally: Tally, to: str) -> Iterator[Item]:
     """The attempts in log files, or in the logs of folders, by name."""
     files = files_of(paths, NAMES)
     if not files:
-        raise Unreadable(f"no log in {', '.join(map(str, paths))}: none of {', '.join(NAMES)}. Name the files themselves")
+        raise Unreadable(
+            f"no log in {', '.join(map(str, paths))}: none of {', '.join(NAMES)}. Name the files themselves"
+        )
     found = False
     at = 0.0  # the end of the attempt before
     for file in files:
@@ -98,6 +102,7 @@ class Log:
     said: dict[str, float] = field(default_factory=dict)  # of the newest step
     job_id: str | None = None
     ending: tuple[int, str] | None = None  # (place in _ENDINGS, the line)
+    counted: bool = False  # no line tells the time
     stepped: float = 0.0  # unix seconds of the newest step
 
     def read(self) -> Iterator[Item]:
@@ -106,7 +111,7 @@ class Log:
             self.job_id = match[1]
         if not _has_stamp(self.path):
             self.clock = max(self.at, self.path.stat().st_mtime - _spent(self.path, self.to))
-            self.tally.clock = "counted back from the files' last changes"
+            self.counted = True
         tail = LineTail(self.path)
         for line in tail.read(rest=True):
             yield from self._take(line)
@@ -128,8 +133,12 @@ class Log:
         if self.step is not None and step < self.step:
             yield self._end()
         if self.step is None:
+            if self.counted:
+                self.tally.clock = "counted back from the files' last changes"
             yield Begin(self._began(found), self.path.name, self.waiting.resumed_from, self.job_id)
-        new = {name: value for name, value in found.metrics.items() if step != self.step or self.said.get(name) != value}
+        new = {
+            name: value for name, value in found.metrics.items() if step != self.step or self.said.get(name) != value
+        }
         if step != self.step:
             self._tell_time(found, step)
             self.said = {}
@@ -216,7 +225,9 @@ class Log:
 def _has_stamp(path: Path, first: int = 1 << 20) -> bool:
     """Whether the beginning of a log tells the time anywhere."""
     with path.open("rb") as file:
-        return any(stamp(line[:_DIGITS].decode("utf-8", "replace")) is not None for line in file.read(first).split(b"\n"))
+        return any(
+            stamp(line[:_DIGITS].decode("utf-8", "replace")) is not None for line in file.read(first).split(b"\n")
+        )
 
 
 def _spent(path: Path, to: str) -> float:
