@@ -28,7 +28,6 @@ class Begin:
     t: float  # unix seconds
     source: str  # file that it is of
     resumed_from: int | None = None  # step of the checkpoint it went on from, where it says so
-    job_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,7 @@ class End:
     t: float
     cause: str = "unknown"
     evidence: str = ""
+    job_id: str = ""  # "": nobody says
 
 
 Item = Begin | Step | End

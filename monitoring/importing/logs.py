@@ -100,7 +100,7 @@ class Log:
     tokens: int | None = None
     waiting: _Waiting = field(default_factory=_Waiting)
     said: dict[str, float] = field(default_factory=dict)  # of the newest step
-    job_id: str | None = None
+    job_id: str = ""
     ending: tuple[int, str] | None = None  # (place in _ENDINGS, the line)
     counted: bool = False  # no line tells the time
     stepped: float = 0.0  # unix seconds of the newest step
@@ -135,7 +135,7 @@ class Log:
         if self.step is None:
             if self.counted:
                 self.tally.clock = "counted back from the files' last changes"
-            yield Begin(self._began(found), self.path.name, self.waiting.resumed_from, self.job_id)
+            yield Begin(self._began(found), self.path.name, self.waiting.resumed_from)
         new = {
             name: value for name, value in found.metrics.items() if step != self.step or self.said.get(name) != value
         }
@@ -194,7 +194,7 @@ class Log:
         if self.ending is not None:
             cause, evidence = _ENDINGS[self.ending[0]][0], self.ending[1]
         self.step, self.said, self.ending, self.waiting = None, {}, None, _Waiting()
-        return End(self.clock or 0.0, cause, evidence)
+        return End(self.clock or 0.0, cause, evidence, self.job_id)
 
     def _began(self, found: Found) -> float:
         if self.waiting.began is not None:
