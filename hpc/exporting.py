@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc import notes, runs, sweep
-from hpc.errors import Failed, Refused
+from hpc.errors import Refused
 from hpc.runs import Run, read_json
 from hpc.sweep import Sweep
 
@@ -100,8 +100,9 @@ class Curves:
         self.chosen, self.to, self.folder, self.lost, self.say = chosen, to, folder, lost, say
         self.open: dict[Path, Export] = {}
         self.done: dict[Path, int] = {}  # steps of each run whose export is whole
-        self._asked = 0.0
-        self._gone: set[Path] = set()
+        self._asked = -ASK_SLURM_EVERY
+        self._missing: set[Path] = set()  # in no queue when Slurm was last asked
+        self._gone: set[Path] = set()  # nor the time before
 
     def once(self) -> None:
         """Everything as it is now."""
@@ -135,7 +136,8 @@ class Curves:
             return True
         if time.monotonic() - self._asked >= ASK_SLURM_EVERY:
             left = [each for each in self.chosen() if each.folder not in self.done]
-            self._gone = {Path(row.folder) for row in read(left) if row.state == "gone"}
+            missing = {Path(row.folder) for row in read(left) if row.state == "gone"}
+            self._gone, self._missing = missing & self._missing, missing  # between two jobs a run has none
             self._asked = time.monotonic()
         return run.folder in self._gone
 

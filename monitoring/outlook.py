@@ -13,6 +13,7 @@ from monitoring import forecast
 from monitoring.forecast import Course, Range
 from monitoring.goodput import Bucket, Span, totals
 from monitoring.history import Attempt, History
+from monitoring.spent import seconds_of_steps
 
 BLOCK = 50  # steps whose speed is taken together: single ones vary for no reason
 RECENT = 100  # blocks that tell how fast a run is now
@@ -108,7 +109,7 @@ def _speed(history: History) -> Range | None:
     """Tokens per second of training's own time: the slow tenth, the median and the fast tenth of recent blocks."""
     blocks: list[np.ndarray] = []
     for stretch in list(history.stretches())[::-1]:
-        tokens, step_s = np.array(stretch.tokens, float), stretch.column("step_s")
+        tokens, step_s = np.array(stretch.tokens, float), seconds_of_steps(stretch)
         taken = step_s if np.isfinite(step_s).all() else np.diff(np.array(stretch.times), prepend=np.nan)
         gained = np.diff(tokens, prepend=np.nan)
         count = (len(tokens) - 1) // BLOCK if len(tokens) > BLOCK else 1

@@ -262,7 +262,6 @@ def torchtitan() -> Reader:
 
 SHIPPED: Mapping[str, Callable[[], Reader]] = {
     "megatron": megatron,
-    "deepspeed": deepspeed,
     "huggingface": HuggingFace,
     "litgpt": litgpt,
     "torchtitan": torchtitan,

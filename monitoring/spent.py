@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from monitoring.goodput import Bucket, Past, Pause, Span, Work, spans, within
-from monitoring.history import Attempt, History
+from monitoring.history import Attempt, History, Stretch
 
 _AFTER = {"validation": Bucket.evaluation, "checkpoint": Bucket.checkpoint, "rewound": Bucket.repeated}
 _COLUMNS = ("step_s", "evaluation_s", "checkpoint_s", "rewind_s")
@@ -84,6 +84,7 @@ def _work(attempt: Attempt) -> Work:
     if not stretches:
         return Work()
     columns = {name: np.concatenate([each.column(name) for each in stretches]) for name in _COLUMNS}
+    columns["step_s"] = np.concatenate([seconds_of_steps(each) for each in stretches])
     last = stretches[-1].times[-1]
     return Work(
         times=np.concatenate([np.array(each.times) for each in stretches]),
@@ -91,6 +92,12 @@ def _work(attempt: Attempt) -> Work:
         after=[Pause(event["t"], _AFTER[event["event"]]) for event in attempt.events if _follows(event, last)],
         **columns,
     )
+
+
+def seconds_of_steps(stretch: Stretch) -> np.ndarray:
+    """Seconds of the steps up to each record, NaN where nobody said them: some programs record every fifth only."""
+    start = stretch.start
+    return stretch.column("step_s") * np.diff(np.array(stretch.steps), prepend=0 if start is None else start)
 
 
 def _follows(event: dict[str, Any], last: float) -> bool:

@@ -63,8 +63,12 @@ class Export:
         make: Callable[..., Format] = import_module(f"monitoring.export.{to}").make
         self.history = History(run)
         self.format = make(folder, about, lost)
-        self.steps = 0  # exported so far
         self._cursor = Cursor()
+
+    @property
+    def steps(self) -> int:
+        """On the exported curve by now."""
+        return self._cursor.rows
 
     def look(self, *, over: bool) -> int:
         """Export what was recorded since the last look. Returns the number of steps.
@@ -76,13 +80,11 @@ class Export:
         found = self._cursor.take(self.history, over=over)
         if found.back_to is not None and self.format.appends_only:
             self.format.restart()
-            self._cursor, self.steps = Cursor(), 0
+            self._cursor = Cursor()
             found = self._cursor.take(self.history, over=over)
         if found:
             self.format.take(found, self.history)
-        count = sum(len(each.steps) for each in found.chunks)
-        self.steps += count
-        return count
+        return sum(len(each.steps) for each in found.chunks)
 
     def close(self, state: str) -> None:
         self.format.close(self.history, state)

@@ -68,6 +68,11 @@ class Cursor:
     def __init__(self) -> None:
         self._taken: list[tuple[Stretch, int]] = []  # rows of each stretch; holding it keeps its identity its own
 
+    @property
+    def rows(self) -> int:
+        """Steps exported that still count."""
+        return sum(rows for _, rows in self._taken)
+
     def take(self, history: History, *, over: bool) -> Increment:
         """What is new since the last call, in ascending steps.
 

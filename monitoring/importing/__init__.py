@@ -1,7 +1,7 @@
 """Runs that other programs recorded, as attempts and steps; one module a format. Files are read in pieces, once.
 
-A format's ``read`` yields, for each attempt in turn, a ``Begin``, its ``Step``s in ascending order, and an ``End``. What
-it could not read it counts, what it learned beside the steps it notes, both in a ``Tally``.
+A format's ``read`` yields, for each attempt in turn, a ``Begin``, its ``Step``s in ascending order, and an ``End``. It
+counts what it could not read, and notes what it learned beside the steps, in a ``Tally``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ class Begin:
     t: float  # unix seconds
     source: str  # file that it is of
     resumed_from: int | None = None  # step of the checkpoint it went on from, where it says so
-    job_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,7 @@ class End:
     t: float
     cause: str = "unknown"
     evidence: str = ""
+    job_id: str = ""  # "": nobody says
 
 
 Item = Begin | Step | End

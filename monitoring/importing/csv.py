@@ -1,5 +1,5 @@
-"""CSV with a column for the step and one for each metric, rows as sparse as they like: Lightning's CSVLogger, exports of
-other trackers, our own. A step that goes back begins a new attempt, as does a new value in a column ``attempt``.
+"""CSV with a column for the step and one for each metric, rows as sparse as they like: Lightning's CSVLogger, other
+trackers' exports, our own. A step that goes back begins a new attempt, as does a new value in a column ``attempt``.
 """
 
 from __future__ import annotations

@@ -100,8 +100,9 @@ class Log:
     tokens: int | None = None
     waiting: _Waiting = field(default_factory=_Waiting)
     said: dict[str, float] = field(default_factory=dict)  # of the newest step
-    job_id: str | None = None
+    job_id: str = ""
     ending: tuple[int, str] | None = None  # (place in _ENDINGS, the line)
+    counted: bool = False  # no line tells the time
     stepped: float = 0.0  # unix seconds of the newest step
 
     def read(self) -> Iterator[Item]:
@@ -110,7 +111,7 @@ class Log:
             self.job_id = match[1]
         if not _has_stamp(self.path):
             self.clock = max(self.at, self.path.stat().st_mtime - _spent(self.path, self.to))
-            self.tally.clock = "counted back from the files' last changes"
+            self.counted = True
         tail = LineTail(self.path)
         for line in tail.read(rest=True):
             yield from self._take(line)
@@ -132,7 +133,9 @@ class Log:
         if self.step is not None and step < self.step:
             yield self._end()
         if self.step is None:
-            yield Begin(self._began(found), self.path.name, self.waiting.resumed_from, self.job_id)
+            if self.counted:
+                self.tally.clock = "counted back from the files' last changes"
+            yield Begin(self._began(found), self.path.name, self.waiting.resumed_from)
         new = {
             name: value for name, value in found.metrics.items() if step != self.step or self.said.get(name) != value
         }
@@ -191,7 +194,7 @@ class Log:
         if self.ending is not None:
             cause, evidence = _ENDINGS[self.ending[0]][0], self.ending[1]
         self.step, self.said, self.ending, self.waiting = None, {}, None, _Waiting()
-        return End(self.clock or 0.0, cause, evidence)
+        return End(self.clock or 0.0, cause, evidence, self.job_id)
 
     def _began(self, found: Found) -> float:
         if self.waiting.began is not None:

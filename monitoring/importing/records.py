@@ -118,11 +118,18 @@ class Writer:
         end = end or End(self.written.ended)
         self.written.cause, self.written.evidence = end.cause, end.evidence
         self.written.ended = max(self.written.ended, end.t)
-        known = {"job_id": begin.job_id, "resumed_from": begin.resumed_from, "world_size": self.tally.world_size}
+        known = {"resumed_from": begin.resumed_from, "world_size": self.tally.world_size}
         self._info(
             number,
             {
-                **{"number": number, "nodes": [], "began": begin.t, "ended": self.written.ended, "cause": end.cause},
+                **{
+                    "number": number,
+                    "job_id": end.job_id,
+                    "nodes": [],
+                    "began": begin.t,
+                    "ended": self.written.ended,
+                    "cause": end.cause,
+                },
                 **{"evidence": end.evidence, "source": begin.source, "action": "requeue"},
                 **{key: value for key, value in known.items() if value is not None},
             },

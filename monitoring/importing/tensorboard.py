@@ -1,6 +1,6 @@
 """TensorBoard's event files: the scalars of one folder's files are one run, in the order of their names.
 
-A tag that goes back to an earlier step, or a ``SessionLog`` START, begins a new attempt. Tags may lag behind each other:
+A tag that goes back to an earlier step, or a ``SessionLog`` START, begins a new attempt. Tags may lag behind others:
 steps are held back until a thousand later ones have come.
 """
 
