@@ -1,2 +1,1 @@
-"""What a terminal shows of a run: ``watch`` live, ``plain`` and ``summary`` as text, ``to_json`` for
-programs."""
+"""What a terminal shows of runs: ``app`` live, ``plain`` and ``summary`` as text, ``to_json`` for programs."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -296,6 +297,22 @@ def test_a_view_that_fails_leaves_the_others_alone(run: Path, monkeypatch: pytes
         await seen.press("3")
         assert "this view failed: ValueError: [b]none" in seen.text
         assert "layer 2" in await seen.press("4")
+
+    watched(act, Folders([run]), run)
+
+
+def test_a_disk_that_hangs_stops_its_view_and_nothing_else(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr("monitoring.terminal.views.ranks.Ranks.gather", lambda self: answers.wait(20))
+    monkeypatch.setattr("monitoring.terminal.app.SLOW", 0.05)
+
+    async def act(seen: Seen) -> None:
+        await seen.pilot.press("3")
+        await seen.sees("reading for")
+        assert "3 ranks" in seen.text
+        await seen.pilot.press("?")  # is taken, and answered once the disk answers
+        answers.set()
+        await seen.sees("Leave. Runs go on.")
 
     watched(act, Folders([run]), run)
 
