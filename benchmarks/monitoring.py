@@ -61,7 +61,9 @@ def main() -> None:
 
 def _figures(args: argparse.Namespace, folder: Path) -> list[Figure]:
     size = f"{args.steps} steps x {args.ranks} ranks"
-    run = _made(folder / "long", lambda path: generate.long_run(path, args.steps, args.ranks))
+    run = _made(
+        folder / f"long-{args.steps}x{args.ranks}", lambda path: generate.long_run(path, args.steps, args.ranks)
+    )
     many = _made(folder / "many", lambda path: generate.many_runs(path, RUNS))
     _drop_parquet(run)
     record = _measure("record", folder / "recorded")
@@ -82,10 +84,12 @@ def _figures(args: argparse.Namespace, folder: Path) -> list[Figure]:
     return [
         Figure("record_us", record["median_us"], "us", "<= 10", f"median of one step; mean {record['mean_us']:.1f} us"),
         Figure("first_view_s", first["wall_s"], "s", "<= 2", f"{size}, {generate.ATTEMPTS} attempts, from records"),
+        Figure("first_view_cpu_s", first["cpu_s"], "s", "", "CPU of that process"),
         Figure("first_view_mb", first["peak_mb"], "MB", "<= 500", "peak memory of that process"),
         Figure("first_view_compacted_s", first_compacted["wall_s"], "s", "", "what has ended from Parquet"),
         Figure("ranks_view_s", ranks_compacted["view_s"], "s", "<= 3", "what has ended from Parquet"),
         Figure("ranks_view_records_s", ranks["view_s"], "s", "<= 20", "all from records"),
+        Figure("ranks_view_records_cpu_s", ranks["cpu_s"], "s", "", "CPU of that process, opening the run included"),
         Figure("ranks_view_mb", ranks["peak_mb"], "MB", "", "peak memory, all from records"),
         Figure("refresh_idle_ms", idle["cpu_ms"], "ms", "<= 20", f"CPU, mean of {REFRESHES}, one each {INTERVAL} s"),
         Figure("refresh_1000_ms", new["cpu_ms"], "ms", "<= 5", "CPU, for 1,000 new records, median"),
@@ -146,14 +150,20 @@ def _measure(what: str, folder: Path) -> dict[str, float]:
     progress(what)
     if folder.is_dir() and what != "zoom":
         _cold(folder)
-    begin = time.perf_counter()
+    begin, used = time.perf_counter(), _children_s()
     if what == "sweep_list":
         found = {"runs": float(_python("hpc", "runs", "--json", HPC_RUNS=str(folder)).count('"folder"'))}
         if found["runs"] != RUNS:
             raise RuntimeError(f"{found['runs']} of {RUNS} runs were listed")
     else:
         found = json.loads(_python("benchmarks.monitoring", "measure", what, str(folder)))
-    return {**found, "wall_s": time.perf_counter() - begin}
+    return {**found, "wall_s": time.perf_counter() - begin, "cpu_s": _children_s() - used}
+
+
+def _children_s() -> float:
+    """CPU seconds of all processes that were started and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _peak_mb() -> float:
@@ -292,20 +302,20 @@ class _Peers:
 def _peers(args: argparse.Namespace, folder: Path) -> _Peers | None:
     if importlib.util.find_spec("tensorboard") is None or importlib.util.find_spec("tensorboard_data_server") is None:
         return None
-    few = _made(folder / "few", lambda path: generate.long_run(path, args.peer_steps, 1, alone=True))
+    few = _made(folder / f"few-{args.peer_steps}", lambda path: generate.long_run(path, args.peer_steps, 1, alone=True))
     records = _measure("ours", few)["load_s"]
     _python("monitoring.compact", str(few))
     ours = _measure("ours", few)["load_s"]
     _drop_parquet(few)
     python, server = [], []
     for joined in (False, True):
-        name = "joined" if joined else "events"
+        name = "joined" if joined else "separate"
 
         def make(steps: int, joined: bool = joined) -> Callable[[Path], None]:
             return lambda path: tfevents.write(path, steps, joined=joined)
 
-        python.append(_measure("python", _made(folder / f"few_{name}", make(args.peer_steps)))["load_s"])
-        events = _made(folder / name, make(args.steps))
+        python.append(_measure("python", _made(folder / f"{name}-{args.peer_steps}", make(args.peer_steps)))["load_s"])
+        events = _made(folder / f"{name}-{args.steps}", make(args.steps))
         progress("data server")
         _cold(events)
         server.append(tfevents.server_s(events))

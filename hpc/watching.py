@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from hpc import listing, queue, runs
 from hpc.config import Launcher
@@ -31,8 +32,17 @@ from monitoring.terminal.source import Entry
 from monitoring.terminal.words import duration
 
 ASK_SLURM_EVERY = 5.0  # seconds between two squeues, whatever the refresh of the screen
-LIST_EVERY = 5.0  # seconds between two looks at which runs there are
+LIST_EVERY = 5.0  # seconds between two looks at which runs there are, and at those that have ended
+READ_EVERY = 1.0  # seconds between two looks at a run that goes on; more where a look at all of them takes long
 JUDGE_EVERY = 60.0  # seconds between two looks at the whole history of a run that goes on
+
+
+class _Known(NamedTuple):
+    """A row that was read, when the run last wrote its state, and from when on it is to be looked at again."""
+
+    entry: Entry
+    changed: int  # ns
+    due: float  # monotonic seconds
 
 
 class Fleet:
@@ -51,7 +61,8 @@ class Fleet:
         self._listed = 0.0
         self._runs: Sequence[Run] = ()
         self._tasks: Sequence[tuple[Entry, Task | None]] = ()
-        self._rows: dict[Path, tuple[int, Entry]] = {}  # of runs that have ended, by the time of their last word
+        self._rows: dict[Path, _Known] = {}
+        self._read_every = READ_EVERY
         self._jobs: Mapping[Path, JobState] = {}
         self._judged: dict[Path, tuple[float, float | None]] = {}  # monotonic time, goodput
         self._stop = threading.Event()
@@ -74,6 +85,8 @@ class Fleet:
             except Refused as error:  # a sweep was removed; what was read of its runs stays
                 self._lost = str(error)
         found = [self._entry(run) for run in self._runs]
+        if (spent := time.monotonic() - now) > 0.05:  # many runs, or a slow file system
+            self._read_every = max(READ_EVERY, 20 * spent)
         found += [self._waiting(entry) for entry, _ in self._tasks]
         self._wanted = [run for run, entry in zip(self._runs, found, strict=False) if entry.state not in ENDED]
         self._start()
@@ -102,17 +115,21 @@ class Fleet:
     # -- rows ----------------------------------------------------------------------------------------------------------
 
     def _entry(self, run: Run) -> Entry:
-        ended = _changed(run)
-        known = self._rows.get(run.folder)
-        if known is not None and known[0] == ended:
-            return replace(known[1], goodput=self._goodput(run.folder))
+        known, now = self._rows.get(run.folder), time.monotonic()
+        if known is None or now >= known.due:
+            known = self._rows[run.folder] = self._known(run, known, now)
+        return replace(known.entry, goodput=self._goodput(run.folder))
+
+    def _known(self, run: Run, before: _Known | None, now: float) -> _Known:
+        """A run read anew, unless it has ended and nothing was written since."""
+        changed = _changed(run)
+        if before is not None and before.entry.state in ENDED and before.changed == changed:
+            return before._replace(due=now + LIST_EVERY)
         try:
             entry = _read(run, self._jobs.get(run.folder))
         except OSError as error:
             entry = Entry(run.folder, run.name, run.id, "unreadable", error.strerror or str(error))
-        if entry.state in ENDED:
-            self._rows[run.folder] = (ended, entry)
-        return replace(entry, goodput=self._goodput(run.folder))
+        return _Known(entry, changed, now + (LIST_EVERY if entry.state in ENDED else self._read_every))
 
     def _goodput(self, folder: Path) -> float | None:
         return self._judged.get(folder, (0.0, None))[1]
@@ -194,6 +211,8 @@ def _read(run: Run, job: JobState | None) -> Entry:
 
 def _of_row(run: Run, row: Row) -> Entry:
     share = min(1.0, (row.tokens or 0) / row.target_tokens) if row.target_tokens else None
+    if row.state == "finished":
+        share = 1.0
     return Entry(
         folder=run.folder,
         name=row.name,
@@ -237,7 +256,7 @@ def _not_begun(sweep: Sweep) -> list[tuple[Entry, Task | None]]:
 
 def everything(root: Path) -> Fleet:
     """All runs under ``root``."""
-    return Fleet(f"runs in {root}", lambda: list(runs.every(root)))
+    return Fleet(f"in {root}", lambda: list(runs.every(root)))
 
 
 def some(found: Sequence[Run | Sweep]) -> Fleet:

@@ -71,17 +71,15 @@ class Compacted:
 def opened(attempt: Path, name: str) -> Compacted | None:
     """One of the files of an attempt; None if it is not there, or damaged, or not true any more."""
     path = attempt / name
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():  # before pyarrow is imported, which takes longer than reading a short run
+            return None
         import pyarrow.parquet as pq
-    except ImportError:
-        return None
-    try:
+
         file = pq.ParquetFile(path, page_checksum_verification=True)
         meta = json.loads((file.metadata.metadata or {})[META])
         good = meta["version"] == VERSION and _unchanged(attempt, meta["sources"])
-    except (OSError, ValueError, KeyError, TypeError):  # pyarrow's own errors are among these
+    except (ImportError, OSError, ValueError, KeyError, TypeError):  # pyarrow's own errors are among these
         return None
     return Compacted(file, meta) if good else None
 

@@ -302,10 +302,11 @@ class History:
         steps = [np.empty(0, np.int64)]
         values = [np.empty(0)]
         for stretch in self.stretches():
-            if (column := stretch.metrics.get(name)) is not None:
-                rows = np.array(column.rows)
-                count = int(np.searchsorted(rows, stretch.kept))
-                steps.append(np.array(stretch.steps)[rows[:count]])
+            column = stretch.metrics.get(name)
+            if column is not None and (count := column.count_before(stretch.kept)):
+                own, first, last = np.array(stretch.steps), column.rows[0], column.rows[count - 1]
+                gaps = last - first + 1 != count
+                steps.append(own[np.array(column.rows[:count])] if gaps else own[first : last + 1])
                 values.append(np.array(column.values)[:count])
         return Series(np.concatenate(steps), np.concatenate(values))
 

@@ -1,5 +1,7 @@
 """Records of a rank: the file protocol, version 1, and its only writer.
 
+``docs/records.md`` says the same to whoever reads or writes such files in another language.
+
 **Files.** Each rank of each attempt appends to a file of its own, ``rank-<r>.jsonl``; rank 0 also appends to
 ``experts.jsonl`` (``monitoring/layout.py`` spells the names). No file ever has two writers: appending from
 two nodes is not safe on network file systems. Nobody but the writer changes a file, and nobody deletes it.

@@ -60,7 +60,15 @@ def _find(root: Path, text: str) -> Run | Sweep:
 
 
 def _is_terminal() -> bool:
-    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
+    """Whether there is a screen to draw on, and keys to be taken from."""
+    if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") in ("", "dumb", "unknown"):
+        return False
+    if not os.isatty(0):  # as in a pipe; the terminal may still be asked
+        try:
+            os.close(os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC))
+        except OSError:
+            return False
+    return True
 
 
 def _unicode() -> bool:

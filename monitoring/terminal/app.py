@@ -44,6 +44,7 @@ from monitoring.terminal.widgets import Ascii, Foot, Moused, Pane, Pressed, Tabs
 
 VIEWS = (Overview, None, Ranks, Experts, Devices, Attempts, Logs, Findings)  # None: curves, which may be of several
 KEPT = 12  # runs whose records stay in memory once they were opened
+PATIENCE = 0.2  # seconds for which a view stays seen while the next one is read
 SLOW = 2.0  # seconds of reading after which the screen says so
 
 
@@ -176,10 +177,14 @@ class Watch(App[None]):
         self._pointed = (-1, -1)
         self.query_one(Tabs).set_class(len(place.views) == 1, "alone")
         self._ask(None)
-        pane = self.query_one(Pane)
-        if pane.size.width:
-            pane.show([Text(" reading", "dim")])
         self._resized()
+        asked = self._desk.asked
+        self.set_timer(PATIENCE, lambda: self._reading(asked))
+
+    def _reading(self, asked: int) -> None:
+        """Say that what is seen is not yet what was asked for."""
+        if self._shown < asked and self.is_running:
+            self.query_one(Pane).show([Text(" reading", "dim")])
 
     def _resized(self) -> None:
         size = self.query_one(Pane).size

@@ -53,6 +53,7 @@ class Desk:
         self._tasks: SimpleQueue[Callable[[], Opens | None] | None] = SimpleQueue()
         self._place: _Place | None = None
         self._due = 0.0
+        self._trouble = ""  # what went wrong since the last frame
         self.asked = 0  # requests so far
         self.busy_since: float | None = None  # monotonic; None: it waits for work
         # A file system that hangs must not keep the program from ending.
@@ -93,6 +94,7 @@ class Desk:
             if None in tasks:
                 return
             self.busy_since = time.monotonic()
+            self._trouble = ""
             opens = None
             for call in tasks:
                 assert call is not None
@@ -102,7 +104,6 @@ class Desk:
                 self._look(self._place, opens, taken)
 
     def _look(self, place: _Place, opens: Opens | None, taken: int) -> None:
-        self._trouble = ""
         if (began := time.monotonic()) >= self._due:
             self._safely(place.view.gather)
             # What takes long is done less often, so that there is time for keys.
@@ -114,8 +115,6 @@ class Desk:
             row.no_wrap = True
             row.truncate(place.width, overflow="ellipsis")
         self._show(Frame(place.view, rows[: place.height], opens, taken))
-
-    _trouble = ""
 
     def _safely(self, call: Callable[[], T]) -> T | None:
         """A mistake in one view, or of its files, must not take the others and the terminal with it."""

@@ -139,11 +139,9 @@ class Search:
         self.said = ""
         self._pager = pager
         self._word = text.lower().encode()
-        self._forward = False
-        self._at: int | None = None  # up to where it was searched; None: it found something, or gave up
+        self._forward = False  # the newest place first, as a log is read from its end
         self._found: int | None = None
-        # The newest place first, as a log is read from its end.
-        self._at = pager.size if pager.follows else pager.top
+        self._at: int | None = pager.top  # up to where it was searched; None: it found something, or gave up
 
     def again(self, *, forward: bool) -> None:
         """Go on from what was found."""

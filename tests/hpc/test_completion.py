@@ -71,7 +71,7 @@ def test_flags_are_those_of_the_verb(root: Path) -> None:
 
 def test_runs_are_offered_newest_first(root: Path) -> None:
     ids = ["20260103-000000-cccc", "20260102-000000-bbbb", "20260101-000000-aaaa"]
-    for verb in ("status", "logs", "cancel", "resume", "watch"):
+    for verb in ("status", "logs", "cancel", "resume"):
         assert offered(root, verb, "")[:6] == [*ids, "last", "other", "demo"], verb
     assert offered(root, "status", "20260102") == ["20260102-000000-bbbb"]
     assert offered(root, "status", "demo/2026") == ["demo/20260102-000000-bbbb", "demo/20260101-000000-aaaa"]
@@ -80,7 +80,8 @@ def test_runs_are_offered_newest_first(root: Path) -> None:
 
 def test_sweeps_are_offered_where_they_are_meant(root: Path) -> None:
     assert offered(root, "sweep", "status", "2") == ["20260104-000000-dddd"]
-    assert "20260104-000000-dddd" in offered(root, "efficiency", "2")
+    for verb in ("efficiency", "watch"):
+        assert "20260104-000000-dddd" in offered(root, verb, "2")
     assert "20260104-000000-dddd" not in offered(root, "status", "2")
 
 

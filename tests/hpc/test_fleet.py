@@ -66,6 +66,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     monkeypatch.setattr(queue, "target", lambda *words: {})
     monkeypatch.setattr(watching, "ASK_SLURM_EVERY", 0.05)
     monkeypatch.setattr(watching, "LIST_EVERY", 0.0)
+    monkeypatch.setattr(watching, "READ_EVERY", 0.0)
     return found
 
 

@@ -113,6 +113,11 @@ def test_what_is_not_a_number_is_marked(tmp_path: Path) -> None:
         assert "×" in seen.rows[seen.row("─ loss") + 1]
         await seen.press("left")
         assert "not finite" in seen.text
+        await seen.press("1")
+        assert " critical " in seen.text
+        await seen.press("8")
+        assert " critical " in seen.text and "since " in seen.text and "--silence not_finite" in seen.text
+        assert "8 findings " in seen.rows[0]
 
     watched(act, Folders([run], JOB), run)
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyte
@@ -21,7 +21,7 @@ import pytest
 
 from monitoring import layout
 from monitoring.recorder import Recorder
-from tests.monitoring.generate import BATCH, Shape, finish, generate
+from tests.monitoring.generate import BATCH, Shape, Try, finish, generate
 
 PROGRAM = """
 import sys
@@ -38,7 +38,9 @@ sys.exit(7 if last is not None and last.done else 0)
 class Person:
     """Somebody at a terminal in which runs are watched."""
 
-    def __init__(self, run: Path, how: str = "", size: tuple[int, int] = (80, 24), **environment: str) -> None:
+    def __init__(
+        self, run: Path, how: str = "", size: tuple[int, int] = (80, 24), words: Sequence[str] = (), **environment: str
+    ) -> None:
         self.terminal = pyte.Screen(*size)
         self.stream = pyte.ByteStream(self.terminal)
         self.master, slave = pty.openpty()
@@ -48,7 +50,7 @@ class Person:
         # Who runs the tests may have exported a size of its own, such as pytest-xdist.
         inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(run), how],
+            [sys.executable, *(words or ["-c", PROGRAM, str(run), how])],
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -219,3 +221,25 @@ def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(run: Path, people: list
 
 def _state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_the_command_lists_runs_and_opens_them(tmp_path: Path, people: list[Person]) -> None:
+    run = generate(tmp_path / "llammlein" / "20251122-1f2e", Shape((Try(0, 60, "finished"),), steps=60, layers=()))
+    person = Person(run, words=["-m", "hpc", "watch"], HPC_RUNS=str(tmp_path))
+    people.append(person)
+    assert person.sees("llammlein/20251122-1f2e") and person.sees("100.0%")
+    person.press("\r")
+    assert person.sees("1 overview") and person.sees("FINISHED")
+    person.press("\x1b")
+    assert person.sees("1 of 1 runs")
+    person.press("q")
+    assert person.ended() == 0 and person.as_found()
+
+
+def test_keys_come_from_the_terminal_where_standard_input_does_not(run: Path, people: list[Person]) -> None:
+    quiet = "import os; null = os.open('/dev/null', 0); os.dup2(null, 0); os.dup2(os.open('/dev/null', 1), 2)\n"
+    person = Person(run, words=["-c", quiet + PROGRAM, str(run), ""])
+    people.append(person)
+    assert person.sees("step 290 of 500")
+    person.press("q")
+    assert person.ended() == 0

@@ -94,12 +94,13 @@ class Runs(View):
     def draw(self, width: int, height: int, *, unicode: bool = True) -> list[Text]:
         shown = self.shown
         by = "the newest first" if self._sort == NEWEST else f"by {self._sort}"
-        title = Text.assemble((f" {clean(self.source.title)}", "bold"))
-        title.append(f" · {len(shown)} of {len(self._entries)} runs, {by}{', reversed' if self._reverse else ''}", DIM)
+        title = Text.assemble((f" {len(shown)} of {len(self._entries)} runs", "bold"))
+        title.append(f", {by}{', reversed' if self._reverse else ''}")
         if self._words:
             title.append(f" · filter: {clean(self._words)}", "yellow")
         if self._marked:
             title.append(f" · {len(self._marked)} marked", "cyan")
+        title.append(f" · {clean(self.source.title)}", DIM)
         rows = [title]
         if self.source.trouble:
             rows.append(Text(f" {clean(self.source.trouble)}", "bold yellow"))
