@@ -22,7 +22,7 @@ from tests.monitoring.generate import BATCH
 from tests.monitoring.web import DONE, HOSTILE, RUN, SWEEP, TOKEN, source, tree
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Dialog, Page
+    from playwright.sync_api import Browser, BrowserContext, Dialog, Page, StorageState
 
 CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None and os.environ.get("REQUIRE_CHROMIUM"):
@@ -83,9 +83,21 @@ def chromium() -> Iterator[Browser]:
         found.close()
 
 
+@pytest.fixture(scope="module")
+def cookies(chromium: Browser, base: str) -> StorageState:
+    """Of somebody who opened the address with the token before."""
+    context = chromium.new_context(base_url=base)
+    context.new_page().goto(f"/?token={TOKEN}")
+    found = context.storage_state()
+    context.close()
+    return found
+
+
 @pytest.fixture
-def context(chromium: Browser, base: str) -> Iterator[BrowserContext]:
-    found = chromium.new_context(base_url=base, viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+def context(chromium: Browser, base: str, cookies: StorageState) -> Iterator[BrowserContext]:
+    found = chromium.new_context(
+        base_url=base, viewport={"width": 1280, "height": 900}, reduced_motion="reduce", storage_state=cookies
+    )
     found.set_default_timeout(20_000)
     yield found
     found.close()
@@ -105,7 +117,6 @@ class Viewer:
         self.page.add_init_script(
             "addEventListener('securitypolicyviolation', (event) => console.error('policy', event.violatedDirective))"
         )
-        self.page.goto(f"/?token={TOKEN}")
 
     def asked(self, dialog: Dialog) -> None:
         self.complaints.append(f"dialog {dialog.message}")
@@ -130,6 +141,8 @@ def viewer(context: BrowserContext) -> Viewer:
 
 
 def test_the_token_leaves_the_address_and_no_script_sees_the_cookie(viewer: Viewer, base: str) -> None:
+    viewer.page.context.clear_cookies()
+    viewer.page.goto(f"/?token={TOKEN}")
     viewer.page.wait_for_selector(READY["overview"])
     assert viewer.page.url == f"{base}/"
     assert viewer.tell("document.cookie") == ""

@@ -6,11 +6,18 @@
     const of = (node, attribute) => node.getAttribute(attribute) ?? "";
     const name = (node) =>
       [
-        of(node, "aria-label"), node.textContent, node.title,
-        ...of(node, "aria-labelledby").split(" ").map((id) => document.getElementById(id)?.textContent ?? ""),
+        of(node, "aria-label"),
+        node.textContent,
+        node.title,
+        ...of(node, "aria-labelledby")
+          .split(" ")
+          .map((id) => document.getElementById(id)?.textContent ?? ""),
         ...[...(node.labels ?? [])].map((label) => label.textContent),
-      ].join("").trim();
-    const named = "a[href], button, input, select, summary, [tabindex='0'], [role=img], progress, nav, main section, " +
+      ]
+        .join("")
+        .trim();
+    const named =
+      "a[href], button, input, select, summary, [tabindex='0'], [role=img], progress, nav, main section, " +
       "canvas:not([aria-hidden], [role=img] *)";
     for (const node of document.querySelectorAll(named)) {
       if (!name(node) && !node.closest("[hidden]")) found.push(`no name: ${node.outerHTML.slice(0, 120)}`);
@@ -31,7 +38,8 @@
     if (!document.documentElement.lang) found.push("no language");
     if (document.querySelectorAll("main").length !== 1) found.push("not one main");
     for (const canvas of document.querySelectorAll("figure canvas:not(.ramp)")) {
-      const beside = canvas.closest("figure").querySelector("details.data") ?? canvas.closest("section").querySelector("table");
+      const beside =
+        canvas.closest("figure").querySelector("details.data") ?? canvas.closest("section").querySelector("table");
       if (canvas.offsetParent && !beside) found.push("a canvas without a table beside it");
     }
     return found;

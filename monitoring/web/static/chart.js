@@ -1,29 +1,15 @@
 // One metric over steps, tokens or hours, of one run or of several: uPlot, the values beside it as text and as a table.
 
 import { el, table, wide } from "./dom.js";
-import { count, figure, num, whole } from "./words.js";
+import { count, figure, whole } from "./words.js";
 
 const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3], [14, 4]]; // curves differ in more than their colour
 const scheme = matchMedia("(prefers-color-scheme: dark)");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const SYNC = "curves";
 
-const place = (value, axis) => (axis === "hours" ? `${figure(value)} h` : axis === "tokens" ? `${count(value)} tokens` : `step ${whole(value)}`);
-
-/** The beginning that one has, and what came behind it. */
-export function joined(before, answer) {
-  const { curve } = answer;
-  const numbers = (values) => values.map(num);
-  const fresh = { x: numbers(curve.x), low: numbers(curve.low), high: numbers(curve.high), bad: curve.bad };
-  if (!curve.place) return fresh;
-  const old = (values) => values.slice(0, curve.place);
-  return {
-    x: [...old(before.x), ...fresh.x],
-    low: [...old(before.low), ...fresh.low],
-    high: [...old(before.high), ...fresh.high],
-    bad: [...before.bad.filter((each) => each < curve.place), ...fresh.bad],
-  };
-}
+const place = (value, axis) =>
+  axis === "hours" ? `${figure(value)} h` : axis === "tokens" ? `${count(value)} tokens` : `step ${whole(value)}`;
 
 export class Chart {
   /**
@@ -39,14 +25,39 @@ export class Chart {
     this.canvas = el("div", { class: "canvas", tabindex: 0, role: "img", onkeydown: (event) => this.key(event) });
     this.readout = el("output", { class: "readout" });
     this.legend = el("ul", { class: "legend" });
-    this.data = el("details", { class: "data", ontoggle: () => this.tabulate() }, el("summary", {}, "Values as a table"));
-    const button = (text, label, call) => el("button", { type: "button", class: "small", "aria-label": `${label}: ${name}`, title: label, onclick: call }, text);
-    this.node = el("figure", { class: "chart" },
-      el("figcaption", {}, el("h3", {}, name), el("span", { class: "buttons" },
-        button("+", "Zoom in", () => this.scale(0.5)), button("−", "Zoom out", () => this.scale(2)),
-        button("‹", "Earlier", () => this.move(-0.5)), button("›", "Later", () => this.move(0.5)),
-        button("All", "Whole curve", () => this.zoom(null)))),
-      this.canvas, this.readout, this.legend, this.data);
+    this.data = el(
+      "details",
+      { class: "data", ontoggle: () => this.tabulate() },
+      el("summary", {}, "Values as a table"),
+    );
+    const button = (text, label, call) =>
+      el(
+        "button",
+        { type: "button", class: "small", "aria-label": `${label}: ${name}`, title: label, onclick: call },
+        text,
+      );
+    this.node = el(
+      "figure",
+      { class: "chart" },
+      el(
+        "figcaption",
+        {},
+        el("h3", {}, name),
+        el(
+          "span",
+          { class: "buttons" },
+          button("+", "Zoom in", () => this.scale(0.5)),
+          button("−", "Zoom out", () => this.scale(2)),
+          button("‹", "Earlier", () => this.move(-0.5)),
+          button("›", "Later", () => this.move(0.5)),
+          button("All", "Whole curve", () => this.zoom(null)),
+        ),
+      ),
+      this.canvas,
+      this.readout,
+      this.legend,
+      this.data,
+    );
     this.resizer = new ResizeObserver(() => this.resize());
     this.resizer.observe(this.canvas);
     this.recolour = () => this.draw(true);
@@ -61,7 +72,8 @@ export class Chart {
   }
 
   show(curves, options) {
-    const same = this.plot && options.axis === this.options.axis && options.log === this.options.log && shape(curves) === shape(this.curves);
+    const same =
+      this.plot && JSON.stringify(options) === JSON.stringify(this.options) && shape(curves) === shape(this.curves);
     this.curves = curves;
     this.options = options;
     this.draw(!same);
@@ -79,53 +91,102 @@ export class Chart {
 
   /** uPlot wants one x for all: curves are joined, and lines go on where another curve has a place of its own. */
   series() {
-    const tables = [], series = [{}], bands = [];
+    const tables = [],
+      series = [{}],
+      bands = [];
     this.curves.forEach((curve, number) => {
-      const stroke = colour(`--line-${number % 6}`), dash = DASHES[number % DASHES.length];
-      const y = (values) => values.map((value) => (value === null || !Number.isFinite(value) || (this.options.log && value <= 0) ? null : value));
+      const stroke = colour(`--line-${number % 6}`),
+        dash = DASHES[number % DASHES.length];
+      const y = (values) =>
+        values.map((value) =>
+          value === null || !Number.isFinite(value) || (this.options.log && value <= 0) ? null : value,
+        );
       const [low, high] = [y(curve.low), y(curve.high)];
-      const line = { label: curve.label, stroke, dash, width: 1.6, spanGaps: true, points: { show: curve.x.length < 40, size: 5 } };
+      const line = {
+        label: curve.label,
+        stroke,
+        dash,
+        width: 1.6,
+        spanGaps: true,
+        points: { show: curve.x.length < 40, size: 5 },
+      };
       const edge = { stroke: faint(stroke, 0.6), width: 1, spanGaps: true, points: { show: false } };
       if (low.every((value, i) => value === high[i])) {
         tables.push([curve.x, low]);
         series.push(line);
       } else {
-        tables.push([curve.x, high, low, low.map((value, i) => (value === null ? null : this.options.log ? Math.sqrt(value * high[i]) : (value + high[i]) / 2))]);
+        tables.push([
+          curve.x,
+          high,
+          low,
+          low.map((value, i) =>
+            value === null ? null : this.options.log ? Math.sqrt(value * high[i]) : (value + high[i]) / 2,
+          ),
+        ]);
         bands.push({ series: [series.length, series.length + 1], fill: faint(stroke, 0.22) });
         series.push({ ...edge }, { ...edge }, line);
       }
       for (const ghost of curve.ghosts ?? []) {
         if (!ghost.x.length) continue;
         tables.push([ghost.x, y(ghost.y)]);
-        series.push({ label: `lost, attempt ${ghost.attempt}`, stroke: colour("--ghost"), dash: [3, 3], width: 1.2, spanGaps: true, points: { show: ghost.x.length < 2 } });
+        series.push({
+          label: `lost, attempt ${ghost.attempt}`,
+          stroke: colour("--ghost"),
+          dash: [3, 3],
+          width: 1.2,
+          spanGaps: true,
+          points: { show: ghost.x.length < 2 },
+        });
       }
     });
     const filled = tables.filter((each) => each[0].length);
-    const data = filled.length === tables.length && tables.length ? uPlot.join(tables, tables.map((each) => each.slice(1).map(() => 1))) : [[], ...series.slice(1).map(() => [])];
+    const data =
+      filled.length === tables.length && tables.length
+        ? uPlot.join(
+            tables,
+            tables.map((each) => each.slice(1).map(() => 1)),
+          )
+        : [[], ...series.slice(1).map(() => [])];
     return { data, series, bands };
   }
 
   settings(series, bands) {
-    const { axis, log } = this.options;
-    const text = colour("--quiet"), grid = { stroke: colour("--grid"), width: 1 };
+    const { axis, log, range } = this.options;
+    const text = colour("--quiet"),
+      grid = { stroke: colour("--grid"), width: 1 };
     const font = "12px system-ui, sans-serif";
     const axes = { stroke: text, grid, ticks: grid, font };
     return {
-      ...this.size(), series, bands,
+      ...this.size(),
+      series,
+      bands,
       legend: { show: false },
       cursor: { sync: { key: `${SYNC}-${axis}` }, drag: { x: true, y: false, setScale: false }, points: { size: 7 } },
-      scales: { x: { time: false }, y: log ? { distr: 3 } : {} },
+      scales: {
+        x: range ? { time: false, range: [range.low, range.high] } : { time: false },
+        y: log ? { distr: 3 } : {},
+      },
       axes: [
-        { ...axes, size: 34, space: 70, values: (_, values) => values.map((value) => trimmed(axis === "hours" ? figure(value) : count(value))) },
+        {
+          ...axes,
+          size: 34,
+          space: 70,
+          values: (plot, values) => values.map((value) => tick(value, axis, plot.scales.x)),
+        },
         { ...axes, size: 62, values: (_, values) => values.map((value) => (value === null ? null : short(value))) },
       ],
       hooks: {
-        setSelect: [(plot) => {
-          if (plot.select.width < 6) return;
-          const [low, high] = [plot.posToVal(plot.select.left, "x"), plot.posToVal(plot.select.left + plot.select.width, "x")];
-          plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
-          this.zoom({ low, high });
-        }],
+        setSelect: [
+          (plot) => {
+            if (plot.select.width < 6) return;
+            const [low, high] = [
+              plot.posToVal(plot.select.left, "x"),
+              plot.posToVal(plot.select.left + plot.select.width, "x"),
+            ];
+            plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+            this.zoom({ low, high });
+          },
+        ],
         setCursor: [(plot) => this.read(plot.cursor.idx)],
         draw: [(plot) => this.marks(plot)],
         ready: [(plot) => plot.over.addEventListener("dblclick", () => this.zoom(null))],
@@ -142,7 +203,8 @@ export class Chart {
     const size = 4 * devicePixelRatio;
     for (const curve of this.curves) {
       for (const bin of curve.bad) {
-        const x = plot.valToPos(curve.x[bin], "x", true), y = bbox.top + 2 * size;
+        const x = plot.valToPos(curve.x[bin], "x", true),
+          y = bbox.top + 2 * size;
         if (x < bbox.left || x > bbox.left + bbox.width) continue;
         ctx.beginPath();
         ctx.moveTo(x - size, y - size);
@@ -184,13 +246,22 @@ export class Chart {
   }
 
   describe() {
-    const words = this.curves.map((curve) => `${curve.label}: ${curve.x.length} points, last ${curve.x.length ? range(curve, curve.x.length - 1) : "none"}`);
-    this.canvas.setAttribute("aria-label", `${this.name} over ${this.options.axis}. ${words.join("; ")}. Left and right read values, plus and minus zoom, 0 shows all.`);
+    const words = this.curves.map(
+      (curve) =>
+        `${curve.label}: ${curve.x.length} points, last ${curve.x.length ? range(curve, curve.x.length - 1) : "none"}`,
+    );
+    this.canvas.setAttribute(
+      "aria-label",
+      `${this.name} over ${this.options.axis}. ${words.join("; ")}. Left and right read values, plus and minus zoom, 0 shows all.`,
+    );
     if (this.plot?.cursor.idx === null || this.plot?.cursor.idx === undefined) this.readout.textContent = this.last();
     const ghosts = this.curves.some((curve) => curve.ghosts?.some((ghost) => ghost.x.length));
     const bad = this.curves.some((curve) => curve.bad.length);
     const band = this.curves.some((curve) => curve.low.some((value, i) => value !== curve.high[i]));
-    const entries = this.curves.length > 1 ? this.curves.map((curve, i) => [`line-${i % 6} dash-${i % DASHES.length}`, curve.label]) : [];
+    const entries =
+      this.curves.length > 1
+        ? this.curves.map((curve, i) => [`line-${i % 6} dash-${i % DASHES.length}`, curve.label])
+        : [];
     if (band) entries.push(["band", "lowest to highest of the steps of a bin"]);
     if (ghosts) entries.push(["ghost", "lost work, done again later"]);
     if (bad) entries.push(["not-finite", "NaN or infinite"]);
@@ -198,12 +269,18 @@ export class Chart {
   }
 
   key(event) {
-    const plot = this.plot, length = plot?.data[0].length ?? 0;
+    const plot = this.plot,
+      length = plot?.data[0].length ?? 0;
     const step = event.shiftKey ? 10 : 1;
     const calls = {
-      ArrowLeft: () => this.point(-step), ArrowRight: () => this.point(step),
-      Home: () => this.point(-length), End: () => this.point(length),
-      "+": () => this.scale(0.5), "=": () => this.scale(0.5), "-": () => this.scale(2), 0: () => this.zoom(null),
+      ArrowLeft: () => this.point(-step),
+      ArrowRight: () => this.point(step),
+      Home: () => this.point(-length),
+      End: () => this.point(length),
+      "+": () => this.scale(0.5),
+      "=": () => this.scale(0.5),
+      "-": () => this.scale(2),
+      0: () => this.zoom(null),
     };
     if (!length || !calls[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
@@ -211,7 +288,8 @@ export class Chart {
   }
 
   point(by) {
-    const xs = this.plot.data[0], at = this.plot.cursor.idx ?? (by > 0 ? -1 : xs.length);
+    const xs = this.plot.data[0],
+      at = this.plot.cursor.idx ?? (by > 0 ? -1 : xs.length);
     const index = Math.min(xs.length - 1, Math.max(0, at + by));
     this.plot.setCursor({ left: this.plot.valToPos(xs[index], "x"), top: this.plot.height / 3 });
     this.read(index);
@@ -219,7 +297,8 @@ export class Chart {
 
   scale(by) {
     const { min, max } = this.plot.scales.x;
-    const middle = (min + max) / 2, half = ((max - min) / 2) * by;
+    const middle = (min + max) / 2,
+      half = ((max - min) / 2) * by;
     this.zoom({ low: middle - half, high: middle + half });
   }
 
@@ -231,16 +310,34 @@ export class Chart {
   tabulate() {
     if (!this.data.open) return;
     const [curve] = this.curves;
-    const most = 40, size = Math.max(1, Math.ceil((curve?.x.length ?? 0) / most));
-    const rows = (curve?.x ?? []).map((x, bin) => ({ x, bin })).filter(({ bin }) => bin % size === 0 || bin === curve.x.length - 1);
-    const columns = [{ title: this.options.axis, cell: (row) => place(row.x, this.options.axis).replace("step ", "") },
-      ...this.curves.map((each) => ({ title: each.label, number: true, cell: (row) => { const bin = nearest(each.x, row.x); return bin < 0 ? "–" : range(each, bin); } }))];
+    const most = 40,
+      size = Math.max(1, Math.ceil((curve?.x.length ?? 0) / most));
+    const rows = (curve?.x ?? [])
+      .map((x, bin) => ({ x, bin }))
+      .filter(({ bin }) => bin % size === 0 || bin === curve.x.length - 1);
+    const columns = [
+      { title: this.options.axis, cell: (row) => place(row.x, this.options.axis).replace("step ", "") },
+      ...this.curves.map((each) => ({
+        title: each.label,
+        number: true,
+        cell: (row) => {
+          const bin = nearest(each.x, row.x);
+          return bin < 0 ? "–" : range(each, bin);
+        },
+      })),
+    ];
     const shown = size > 1 ? `, every ${size} points` : "";
-    this.data.replaceChildren(this.data.firstChild, wide(`${this.name}, values`, table(`${this.name} over ${this.options.axis}${shown}`, columns, rows)));
+    this.data.replaceChildren(
+      this.data.firstChild,
+      wide(`${this.name}, values`, table(`${this.name} over ${this.options.axis}${shown}`, columns, rows)),
+    );
   }
 }
 
-const shape = (curves) => curves.map((each) => `${each.label}:${each.ghosts?.length}:${each.low.every((value, i) => value === each.high[i])}`).join("|");
+const shape = (curves) =>
+  curves
+    .map((each) => `${each.label}:${each.ghosts?.length}:${each.low.every((value, i) => value === each.high[i])}`)
+    .join("|");
 
 function range(curve, bin) {
   const [low, high] = [curve.low[bin], curve.high[bin]];
@@ -251,13 +348,20 @@ function range(curve, bin) {
 
 /** The bin that holds a place: the last one that begins at or before it. */
 function nearest(xs, x) {
-  let low = 0, high = xs.length;
+  let low = 0,
+    high = xs.length;
   while (low < high) {
     const middle = (low + high) >> 1;
     if (xs[middle] <= x) low = middle + 1;
     else high = middle;
   }
   return low - 1;
+}
+
+/** A place on the axis in as few figures as tell it from the next one. */
+function tick(value, axis, { min, max }) {
+  if (axis === "hours") return trimmed(figure(value));
+  return max < 1e5 || max - min < max / 20 ? whole(value) : trimmed(count(value));
 }
 
 /** 1.20k as 1.2k, and 3.000 as 3. */

@@ -25,11 +25,19 @@ export async function get(path, values = {}, options = {}) {
 }
 
 export async function post(path, value) {
-  const answer = await fetch(path, { method: "POST", body: JSON.stringify(value), headers: { "content-type": "application/json" } });
+  const answer = await fetch(path, {
+    method: "POST",
+    body: JSON.stringify(value),
+    headers: { "content-type": "application/json" },
+  });
   if (!answer.ok) throw new Error((await answer.text()).trim());
 }
 
-const WHY = { 401: "this server does not know you: open the address that hpc serve printed", 404: "there is no such run or sweep", 410: "the run's folder is gone" };
+const WHY = {
+  401: "this server does not know you: open the address that hpc serve printed",
+  404: "there is no such run or sweep",
+  410: "the run's folder is gone",
+};
 
 let offset = 0; // of the server's clock, seconds
 export const now = () => Date.now() / 1000 + offset;
@@ -59,8 +67,14 @@ export function follow(values, on) {
     source.addEventListener("error", () => {
       // A stream that the server refuses is closed for good, and does not say why.
       if (source.readyState === EventSource.CLOSED) {
-        fetch(`/events?${query(values())}`, { method: "HEAD" }).then((answer) => tell(WHY[answer.status] ?? "the server refuses", "lost"), () => tell("the server does not answer", "lost"));
-        setTimeout(() => document.visibilityState === "visible" && source?.readyState === EventSource.CLOSED && open(), 5000);
+        fetch(`/events?${query(values())}`, { method: "HEAD" }).then(
+          (answer) => tell(WHY[answer.status] ?? "the server refuses", "lost"),
+          () => tell("the server does not answer", "lost"),
+        );
+        setTimeout(
+          () => document.visibilityState === "visible" && source?.readyState === EventSource.CLOSED && open(),
+          5000,
+        );
       } else tell("the server does not answer; trying again", "lost");
     });
   };

@@ -13,7 +13,10 @@ function fill(node, attributes, children) {
 }
 
 /** What a node holds from now on; null and false are nothing. */
-export const put = (node, ...children) => node.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+export const put = (node, ...children) =>
+  node.replaceChildren(
+    ...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false),
+  );
 
 /** An element. Attributes that are null or false are left out; those that begin with "on" are listeners. */
 export const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
@@ -30,14 +33,29 @@ const known = (state) => (STATES.includes(state) ? state : "other");
 export function table(caption, columns, rows, attributes = {}) {
   const heads = columns.map((each) => el("th", { scope: "col", class: each.number && "number" }, each.title));
   const line = (row) =>
-    el("tr", {}, columns.map((each, place) =>
-      el(place ? "td" : "th", { scope: place ? null : "row", class: each.number && "number", "data-label": each.title },
-        each.cell(row) ?? "–")));
-  return el("table", attributes, el("caption", {}, caption), el("thead", {}, el("tr", {}, heads)), el("tbody", {}, rows.map(line)));
+    el(
+      "tr",
+      {},
+      columns.map((each, place) =>
+        el(
+          place ? "td" : "th",
+          { scope: place ? null : "row", class: each.number && "number", "data-label": each.title },
+          each.cell(row) ?? "–",
+        ),
+      ),
+    );
+  return el(
+    "table",
+    attributes,
+    el("caption", {}, caption),
+    el("thead", {}, el("tr", {}, heads)),
+    el("tbody", {}, rows.map(line)),
+  );
 }
 
 /** What is wide scrolls by itself, also by keyboard, so that the page does not. */
-export const wide = (label, ...children) => el("div", { class: "wide", tabindex: 0, role: "group", "aria-label": label }, children);
+export const wide = (label, ...children) =>
+  el("div", { class: "wide", tabindex: 0, role: "group", "aria-label": label }, children);
 
 let made = 0;
 /** A labelled control; the label comes first. */
@@ -53,8 +71,11 @@ export function checkbox(label, checked, change) {
 }
 
 export function select(options, chosen, change) {
-  const node = el("select", { onchange: () => change(node.value) },
-    options.map(([value, text]) => el("option", { value }, text)));
+  const node = el(
+    "select",
+    { onchange: () => change(node.value) },
+    options.map(([value, text]) => el("option", { value }, text)),
+  );
   node.value = chosen;
   return node;
 }
@@ -65,6 +86,10 @@ export function section(id, title, ...children) {
 
 export function crumbs(...links) {
   const list = document.getElementById("crumbs");
-  list.replaceChildren(el("li", {}, el("a", { href: "/" }, "Runs")),
-    ...links.map(([text, href]) => el("li", {}, href ? el("a", { href }, text) : el("span", { "aria-current": "page" }, text))));
+  list.replaceChildren(
+    el("li", {}, el("a", { href: "/" }, "Runs")),
+    ...links.map(([text, href]) =>
+      el("li", {}, href ? el("a", { href }, text) : el("span", { "aria-current": "page" }, text)),
+    ),
+  );
 }

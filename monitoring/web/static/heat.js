@@ -27,12 +27,30 @@ export class Heat {
     this.colours = colours;
     this.rows = this.columns = 0;
     this.at = null;
-    this.canvas = el("canvas", { class: "heat", tabindex: 0, role: "img", onpointermove: (event) => this.hover(event), onkeydown: (event) => this.key(event) });
+    this.canvas = el("canvas", {
+      class: "heat",
+      tabindex: 0,
+      role: "img",
+      onpointermove: (event) => this.hover(event),
+      onkeydown: (event) => this.key(event),
+    });
     this.readout = el("output", { class: "readout" }, "Point at a cell, or focus the map and use the arrow keys.");
     this.from = el("span");
     this.to = el("span");
-    this.node = el("figure", { class: "chart" }, this.canvas, el("div", { class: "steps quiet" }, this.from, this.to), this.readout,
-      el("p", { class: "scale quiet" }, ends[0], el("canvas", { class: "ramp", width: 64, height: 1, "aria-hidden": "true" }), ends[1]));
+    this.node = el(
+      "figure",
+      { class: "chart" },
+      this.canvas,
+      el("div", { class: "steps quiet" }, this.from, this.to),
+      this.readout,
+      el(
+        "p",
+        { class: "scale quiet" },
+        ends[0],
+        el("canvas", { class: "ramp", width: 64, height: 1, "aria-hidden": "true" }),
+        ends[1],
+      ),
+    );
     scheme.addEventListener("change", () => this.draw());
   }
 
@@ -40,20 +58,26 @@ export class Heat {
     [this.rows, this.columns] = [rows, columns];
     this.from.textContent = from;
     this.to.textContent = to;
-    this.canvas.setAttribute("aria-label", `${this.label}: ${rows} rows, ${from} to ${to}. Arrow keys read cells. The table below has the same in figures.`);
+    this.canvas.setAttribute(
+      "aria-label",
+      `${this.label}: ${rows} rows, ${from} to ${to}. Arrow keys read cells. The table below has the same in figures.`,
+    );
     this.draw();
   }
 
   draw() {
-    const mix = ramp(this.colours), none = rgb("--empty");
-    const bar = this.node.querySelector(".ramp").getContext("2d"), scale = bar.createImageData(64, 1);
+    const mix = ramp(this.colours),
+      none = rgb("--empty");
+    const bar = this.node.querySelector(".ramp").getContext("2d"),
+      scale = bar.createImageData(64, 1);
     for (let i = 0; i < 64; i++) scale.data.set([...mix(i / 63), 255], 4 * i);
     bar.putImageData(scale, 0, 0);
     if (!this.rows || !this.columns) return;
     this.canvas.width = this.columns;
     this.canvas.height = this.rows;
     this.canvas.style.height = `${Math.min(480, Math.max(48, this.rows * (this.rows < 24 ? 16 : 6)))}px`;
-    const context = this.canvas.getContext("2d"), image = context.createImageData(this.columns, this.rows);
+    const context = this.canvas.getContext("2d"),
+      image = context.createImageData(this.columns, this.rows);
     for (let row = 0; row < this.rows; row++) {
       for (let column = 0; column < this.columns; column++) {
         const share = this.share(row, column);
@@ -65,7 +89,10 @@ export class Heat {
 
   hover(event) {
     const box = this.canvas.getBoundingClientRect();
-    this.point(Math.floor(((event.clientY - box.top) / box.height) * this.rows), Math.floor(((event.clientX - box.left) / box.width) * this.columns));
+    this.point(
+      Math.floor(((event.clientY - box.top) / box.height) * this.rows),
+      Math.floor(((event.clientX - box.left) / box.width) * this.columns),
+    );
   }
 
   key(event) {

@@ -18,15 +18,42 @@ export class Log {
     this.begin = null; // bytes; of the first line shown
     this.searching = "";
     this.stick = true;
-    this.lines = el("div", { class: "log", tabindex: 0, role: "region", "aria-label": "Log", onscroll: () => this.scrolled() });
+    this.lines = el("div", {
+      class: "log",
+      tabindex: 0,
+      role: "region",
+      "aria-label": "Log",
+      onscroll: () => this.scrolled(),
+    });
     this.older = el("button", { type: "button", onclick: () => this.more() }, "Earlier lines");
     this.said = el("p", { class: "quiet", role: "status" });
     this.which = el("span", { class: "field" });
-    this.ranks = el("input", { type: "number", min: 0, value: 0, onchange: () => { this.rank = Math.max(0, Number(this.ranks.value) || 0); this.switch(); } });
+    this.ranks = el("input", {
+      type: "number",
+      min: 0,
+      value: 0,
+      onchange: () => {
+        this.rank = Math.max(0, Number(this.ranks.value) || 0);
+        this.switch();
+      },
+    });
     this.search = el("input", { type: "search", placeholder: "text, then Enter" });
-    const form = el("form", { role: "search", class: "tools", onsubmit: (event) => { event.preventDefault(); this.look(); } },
-      this.which, field("Rank", this.ranks), field("Find", this.search), el("button", { type: "submit" }, "Find"),
-      checkbox("Long lines wrap", true, (on) => this.lines.classList.toggle("unwrapped", !on)));
+    const form = el(
+      "form",
+      {
+        role: "search",
+        class: "tools",
+        onsubmit: (event) => {
+          event.preventDefault();
+          this.look();
+        },
+      },
+      this.which,
+      field("Rank", this.ranks),
+      field("Find", this.search),
+      el("button", { type: "submit" }, "Find"),
+      checkbox("Long lines wrap", true, (on) => this.lines.classList.toggle("unwrapped", !on)),
+    );
     this.node = el("div", {}, form, this.said, this.older, this.lines);
     this.choices("");
   }
@@ -53,14 +80,23 @@ export class Log {
   choices(known) {
     if (this.known === known) return;
     this.known = known;
-    const options = [["newest", "newest attempt"], ...this.attempts.map((each) => [String(each.number), `attempt ${each.number}`]).reverse(), ["job", "supervisor (job.log)"]];
+    const options = [
+      ["newest", "newest attempt"],
+      ...this.attempts.map((each) => [String(each.number), `attempt ${each.number}`]).reverse(),
+      ["job", "supervisor (job.log)"],
+    ];
     const chosen = this.job ? "job" : this.attempt === null ? "newest" : String(this.attempt);
-    this.which.replaceChildren(field("Log", select(options, chosen, (value) => {
-      this.job = value === "job";
-      this.attempt = value === "job" || value === "newest" ? null : Number(value);
-      this.ranks.disabled = this.job;
-      this.switch();
-    })));
+    this.which.replaceChildren(
+      field(
+        "Log",
+        select(options, chosen, (value) => {
+          this.job = value === "job";
+          this.attempt = value === "job" || value === "newest" ? null : Number(value);
+          this.ranks.disabled = this.job;
+          this.switch();
+        }),
+      ),
+    );
   }
 
   switch() {
@@ -118,7 +154,9 @@ export class Log {
       this.older.hidden = !this.begin;
       if (this.searching) {
         const found = this.lines.childElementCount;
-        this.said.textContent = `${found} line${found === 1 ? "" : "s"} with “${this.searching}”` + (this.begin ? "; earlier ones were not looked at yet" : " in the whole log");
+        this.said.textContent =
+          `${found} line${found === 1 ? "" : "s"} with “${this.searching}”` +
+          (this.begin ? "; earlier ones were not looked at yet" : " in the whole log");
       }
     } catch (error) {
       this.said.textContent = error.message;

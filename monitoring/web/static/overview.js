@@ -15,7 +15,8 @@ const COLUMNS = [
 const ENDED = ["finished", "failed", "cancelled"];
 const SEVERITIES = ["critical", "warning", "info"];
 
-const weight = (findings) => (findings ?? []).reduce((sum, each) => sum + [1e6, 1e3, 1][SEVERITIES.indexOf(each.severity)], 0);
+const weight = (findings) =>
+  (findings ?? []).reduce((sum, each) => sum + [1e6, 1e3, 1][SEVERITIES.indexOf(each.severity)], 0);
 const place = (run) => `/run?${query({ run: run.key })}`;
 
 export function show(main) {
@@ -25,44 +26,98 @@ export function show(main) {
   const chosen = new Set();
   let sort = { id: null, down: true };
   let order = []; // as the server lists them, newest first
-  let wanted = "", which = "all", dirty = false;
+  let wanted = "",
+    which = "all",
+    dirty = false;
 
-  const search = el("input", { type: "search", placeholder: "name, id, tag, cluster", oninput: () => { wanted = search.value.toLowerCase(); arrange(); } });
-  const states = select([["all", "all"], ["live", "not ended"], ["running", "running"], ["finished", "finished"], ["failed", "failed"], ["found", "with findings"]], "all",
-    (value) => { which = value; arrange(); });
+  const search = el("input", {
+    type: "search",
+    placeholder: "name, id, tag, cluster",
+    oninput: () => {
+      wanted = search.value.toLowerCase();
+      arrange();
+    },
+  });
+  const states = select(
+    [
+      ["all", "all"],
+      ["live", "not ended"],
+      ["running", "running"],
+      ["finished", "finished"],
+      ["failed", "failed"],
+      ["found", "with findings"],
+    ],
+    "all",
+    (value) => {
+      which = value;
+      arrange();
+    },
+  );
   const compare = el("a", { class: "button", "aria-disabled": "true" }, "Compare");
   const said = el("p", { class: "quiet", role: "status" });
   const body = el("tbody");
   const buttons = new Map();
-  const head = el("tr", {}, el("th", { scope: "col" }, el("span", { class: "hidden" }, "Compare")), COLUMNS.map((column) => {
-    const button = el("button", { type: "button", class: "sort", onclick: () => turn(column.id) }, column.title);
-    const cell = el("th", { scope: "col", class: column.number && "number" }, button);
-    buttons.set(column.id, cell);
-    return cell;
-  }));
+  const head = el(
+    "tr",
+    {},
+    el("th", { scope: "col" }, el("span", { class: "hidden" }, "Compare")),
+    COLUMNS.map((column) => {
+      const button = el("button", { type: "button", class: "sort", onclick: () => turn(column.id) }, column.title);
+      const cell = el("th", { scope: "col", class: column.number && "number" }, button);
+      buttons.set(column.id, cell);
+      return cell;
+    }),
+  );
   const sorting = select([["", "newest first"], ...COLUMNS.map((each) => [each.id, each.title])], "", (id) => {
     sort = { id: id || null, down: id !== "run" };
     arrange();
   });
   const sweeps = el("ul", { class: "plain" });
-  const sweepPart = el("section", { hidden: true, "aria-labelledby": "sweeps-title" }, el("h2", { id: "sweeps-title" }, "Sweeps"), sweeps);
+  const sweepPart = el(
+    "section",
+    { hidden: true, "aria-labelledby": "sweeps-title" },
+    el("h2", { id: "sweeps-title" }, "Sweeps"),
+    sweeps,
+  );
 
   main.replaceChildren(
     el("h1", {}, "Runs"),
-    el("div", { class: "tools" }, field("Filter", search), field("Show", states), el("span", { class: "phone" }, field("Sort by", sorting)), compare),
+    el(
+      "div",
+      { class: "tools" },
+      field("Filter", search),
+      field("Show", states),
+      el("span", { class: "phone" }, field("Sort by", sorting)),
+      compare,
+    ),
     said,
-    el("table", { class: "runs cards" }, el("caption", { class: "hidden" }, "Runs, newest first unless sorted"), el("thead", {}, head), body),
-    sweepPart);
+    el(
+      "table",
+      { class: "runs cards" },
+      el("caption", { class: "hidden" }, "Runs, newest first unless sorted"),
+      el("thead", {}, head),
+      body,
+    ),
+    sweepPart,
+  );
 
   function turn(id) {
-    sort = sort.id === id ? (sort.down ? { id, down: false } : { id: null, down: true }) : { id, down: id !== "run" && id !== "state" };
+    sort =
+      sort.id === id
+        ? sort.down
+          ? { id, down: false }
+          : { id: null, down: true }
+        : { id, down: id !== "run" && id !== "state" };
     sorting.value = sort.id ?? "";
     arrange();
   }
 
   const matches = ({ run, text }) =>
     (!wanted || wanted.split(/\s+/).every((word) => text.includes(word))) &&
-    (which === "all" || which === run.state || (which === "live" && !ENDED.includes(run.state)) || (which === "found" && run.findings?.length));
+    (which === "all" ||
+      which === run.state ||
+      (which === "live" && !ENDED.includes(run.state)) ||
+      (which === "found" && run.findings?.length));
 
   function arrange() {
     for (const [id, cell] of buttons) {
@@ -74,7 +129,10 @@ export function show(main) {
       const by = COLUMNS.find((column) => column.id === sort.id).by;
       const compared = (a, b) => {
         const [x, y] = [by(a.run), by(b.run)];
-        const [none, other] = [x === null || x === undefined || Number.isNaN(x), y === null || y === undefined || Number.isNaN(y)];
+        const [none, other] = [
+          x === null || x === undefined || Number.isNaN(x),
+          y === null || y === undefined || Number.isNaN(y),
+        ];
         if (none || other) return none - other; // what is not known stands last
         return (sort.down ? -1 : 1) * (typeof x === "string" ? x.localeCompare(y) : x - y);
       };
@@ -88,8 +146,11 @@ export function show(main) {
       if (body.contains(focused)) focused.focus();
     }
     const live = [...runs.values()].filter((each) => !ENDED.includes(each.run.state)).length;
-    const text = runs.size === 0 ? "There is no run yet. To start one: hpc submit" :
-      `${plural(runs.size, "run")}, ${live} not ended` + (shown.length < runs.size ? `, ${shown.length} shown` : "");
+    const text =
+      runs.size === 0
+        ? "There is no run yet. To start one: hpc submit"
+        : `${plural(runs.size, "run")}, ${live} not ended` +
+          (shown.length < runs.size ? `, ${shown.length} shown` : "");
     if (said.textContent !== text) said.textContent = text;
   }
 
@@ -109,7 +170,9 @@ export function show(main) {
   function take(run) {
     const before = runs.get(run.key);
     const row = before?.row ?? el("tr");
-    const text = [run.key, run.state, run.cluster, run.note, ...run.tags.map((tag) => `#${tag}`)].join(" ").toLowerCase();
+    const text = [run.key, run.state, run.cluster, run.note, ...run.tags.map((tag) => `#${tag}`)]
+      .join(" ")
+      .toLowerCase();
     const held = row.contains(document.activeElement) ? document.activeElement.dataset.part : null;
     row.replaceChildren(...cells(run, chosen.has(run.key), choose));
     if (held) row.querySelector(`[data-part=${held}]`)?.focus();
@@ -117,7 +180,10 @@ export function show(main) {
   }
 
   follow(() => ({}), {
-    begin() { runs.clear(); order = []; },
+    begin() {
+      runs.clear();
+      order = [];
+    },
     set(name, value) {
       if (name === "sweeps") showSweeps(value);
       else if (name === "order") order = value;
@@ -125,30 +191,80 @@ export function show(main) {
       else if (name === "trouble") said.textContent = `the runs cannot be read: ${value}`;
       dirty = true;
     },
-    gone(name) { if (name.startsWith("run:")) runs.delete(name.slice(4)); dirty = true; },
-    done() { if (dirty) arrange(); dirty = false; },
+    gone(name) {
+      if (name.startsWith("run:")) runs.delete(name.slice(4));
+      dirty = true;
+    },
+    done() {
+      if (dirty) arrange();
+      dirty = false;
+    },
   });
 
   function showSweeps(found) {
     sweepPart.hidden = !found.length;
-    sweeps.replaceChildren(...found.map((each) =>
-      el("li", {}, el("a", { href: `/sweep?${query({ sweep: each.key })}` }, each.key), el("span", { class: "quiet" }, ` ${each.begun} of ${plural(each.runs, "run")} begun`))));
+    sweeps.replaceChildren(
+      ...found.map((each) =>
+        el(
+          "li",
+          {},
+          el("a", { href: `/sweep?${query({ sweep: each.key })}` }, each.key),
+          el("span", { class: "quiet" }, ` ${each.begun} of ${plural(each.runs, "run")} begun`),
+        ),
+      ),
+    );
   }
 }
 
 function cells(run, chosen, choose) {
-  const box = el("input", { type: "checkbox", "data-part": "box", "aria-label": `compare ${run.key}`, onchange: () => choose(run.key, box.checked) });
+  const box = el("input", {
+    type: "checkbox",
+    "data-part": "box",
+    "aria-label": `compare ${run.key}`,
+    onchange: () => choose(run.key, box.checked),
+  });
   box.checked = chosen;
   const [name, id] = [run.key.slice(0, run.key.lastIndexOf("/")), run.key.slice(run.key.lastIndexOf("/") + 1)];
   const loss = num(run.loss);
   return [
     el("td", { class: "pick" }, box),
-    el("th", { scope: "row", "data-label": "Run" }, el("a", { href: place(run), "data-part": "link", class: "name" }, el("span", {}, name), el("span", { class: "id" }, id)),
-      run.tags.length || run.note ? el("span", { class: "tags" }, run.tags.map((tag) => el("span", { class: "tag" }, `#${tag}`)), run.note) : null),
-    el("td", { "data-label": "State", class: "stand" }, badge(run.state), run.emulated ? el("span", { class: "badge emulated" }, "EMULATED") : null,
-      run.reason ? el("span", { class: "reason", title: run.reason }, run.reason) : null),
-    el("td", { "data-label": "Progress", class: "going" }, bar(run), el("span", { class: "quiet" }, run.step === null ? "no step yet" : `step ${whole(run.step)}`)),
-    el("td", { "data-label": "Loss", class: "number loss" }, spark(run.spark), el("span", { class: loss !== null && !Number.isFinite(loss) && "bad" }, figure(run.loss))),
+    el(
+      "th",
+      { scope: "row", "data-label": "Run" },
+      el(
+        "a",
+        { href: place(run), "data-part": "link", class: "name" },
+        el("span", {}, name),
+        el("span", { class: "id" }, id),
+      ),
+      run.tags.length || run.note
+        ? el(
+            "span",
+            { class: "tags" },
+            run.tags.map((tag) => el("span", { class: "tag" }, `#${tag}`)),
+            run.note,
+          )
+        : null,
+    ),
+    el(
+      "td",
+      { "data-label": "State", class: "stand" },
+      badge(run.state),
+      run.emulated ? el("span", { class: "badge emulated" }, "EMULATED") : null,
+      run.reason ? el("span", { class: "reason", title: run.reason }, run.reason) : null,
+    ),
+    el(
+      "td",
+      { "data-label": "Progress", class: "going" },
+      bar(run),
+      el("span", { class: "quiet" }, run.step === null ? "no step yet" : `step ${whole(run.step)}`),
+    ),
+    el(
+      "td",
+      { "data-label": "Loss", class: "number loss" },
+      spark(run.spark),
+      el("span", { class: loss !== null && !Number.isFinite(loss) && "bad" }, figure(run.loss)),
+    ),
     el("td", { "data-label": "Tokens/s", class: "number" }, count(run.tokens_per_s)),
     el("td", { "data-label": "ETA", class: "number" }, ENDED.includes(run.state) ? "–" : duration(run.eta_s)),
     el("td", { "data-label": "Goodput", class: "number" }, percent(run.ettr, 0)),

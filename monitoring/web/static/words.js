@@ -8,7 +8,12 @@ export function num(value) {
 
 export function count(value) {
   if (value === null || value === undefined) return "–";
-  for (const [unit, size] of [["T", 1e12], ["B", 1e9], ["M", 1e6], ["k", 1e3]]) {
+  for (const [unit, size] of [
+    ["T", 1e12],
+    ["B", 1e9],
+    ["M", 1e6],
+    ["k", 1e3],
+  ]) {
     if (Math.abs(value) >= 0.9995 * size) {
       const scaled = value / size;
       return scaled.toFixed(Math.abs(scaled) < 9.995 ? 2 : Math.abs(scaled) < 99.95 ? 1 : 0) + unit;
@@ -40,12 +45,19 @@ export function duration(seconds) {
 /** How long ago, as roughly as one wants to know it. */
 export function ago(seconds) {
   const all = Math.max(0, Math.round(seconds));
-  for (const [unit, size] of [["d", 86400], ["h", 3600], ["min", 60]]) if (all >= 2 * size) return `${Math.floor(all / size)} ${unit} ago`;
+  for (const [unit, size] of [
+    ["d", 86400],
+    ["h", 3600],
+    ["min", 60],
+  ])
+    if (all >= 2 * size) return `${Math.floor(all / size)} ${unit} ago`;
   return `${all} s ago`;
 }
 
 export const percent = (share, digits = 1) =>
-  share === null || share === undefined ? "–" : `${(Math.floor(share * 100 * 10 ** digits) / 10 ** digits).toFixed(digits)} %`;
+  share === null || share === undefined
+    ? "–"
+    : `${(Math.floor(share * 100 * 10 ** digits) / 10 ** digits).toFixed(digits)} %`;
 
 const two = (number) => String(number).padStart(2, "0");
 /** A moment: of today the time, of another day the date too. */
@@ -59,3 +71,9 @@ export function clock(seconds, now = Date.now() / 1000) {
 
 export const plural = (number, noun) => `${whole(number)} ${noun}${number === 1 ? "" : "s"}`;
 export const spaced = (name) => String(name).replaceAll("_", " ");
+
+/** The middle of those that are finite; null without any. */
+export function median(values) {
+  const known = values.filter((value) => value !== null && Number.isFinite(value)).sort((a, b) => a - b);
+  return known.length ? (known[(known.length - 1) >> 1] + known[known.length >> 1]) / 2 : null;
+}
