@@ -189,7 +189,7 @@ def _record(folder: Path) -> dict[str, float]:
 
 
 def _first_view(run: Path) -> dict[str, float]:
-    from monitoring.snapshot import Reader
+    from monitoring.reader import Reader
 
     snapshot = Reader(run).read()
     if not len(snapshot.loss.steps):
@@ -213,7 +213,7 @@ def _ranks_view(run: Path) -> dict[str, float]:
 
 
 def _refresh_idle(run: Path) -> dict[str, float]:
-    from monitoring.snapshot import Reader
+    from monitoring.reader import Reader
 
     reader, now = Reader(run), time.time()
     reader.read(now=now)
@@ -235,7 +235,7 @@ def _refresh_1000(run: Path) -> dict[str, float]:
 
 
 def _refresh_new(run: Path) -> dict[str, float]:
-    from monitoring.snapshot import Reader
+    from monitoring.reader import Reader
 
     reader, now = Reader(run), time.time()
     step = reader.read(now=now).step or 0

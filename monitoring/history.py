@@ -379,8 +379,8 @@ def attempt_row(attempt: Attempt) -> dict[str, Any]:
         "job_id": info.get("job_id"),
         "nodes": info.get("nodes") or [],
         "world_size": info.get("world_size") or attempt.header.get("world_size"),
-        "began": info.get("began") or attempt.header.get("start"),
-        "ended": info.get("ended"),
+        "began": _moment(info.get("began")) or _moment(attempt.header.get("start")),
+        "ended": _moment(info.get("ended")),
         "cause": info.get("cause"),
         "evidence": info.get("evidence") or "",
         "resumed_from": attempt.stretches[0].start,
@@ -408,6 +408,11 @@ def undone(steps: np.ndarray, cut: int | None) -> np.ndarray:
     after = np.minimum.accumulate(steps[::-1])[::-1]
     again = np.append(steps[:-1] >= after[1:], False)
     return again if cut is None else again | (steps > cut)
+
+
+def _moment(value: Any) -> float | None:
+    """Unix seconds, or None for anything else that a damaged file may say."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

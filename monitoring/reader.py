@@ -108,7 +108,7 @@ class Reader:
         if known == key and (over or now - made < OUTLOOK_EVERY):
             return found
         manifest = read_json(self.run / layout.MANIFEST) or {}
-        asked = [manifest.get("submitted"), *(each.get("time") for each in manifest.get("resumed") or [])]
+        asked = [manifest.get("submitted"), *_times(manifest.get("resumed"))]
         hold = (self.config.get("cluster") or {}).get("requeue_hold")
         spans = account(
             history,
@@ -147,6 +147,11 @@ class Reader:
             if lines := tail.read():
                 return path.name, lines
         return paths[-1].name, ()
+
+
+def _times(resumed: Any) -> list[Any]:
+    """When a person resumed the run, by its manifest."""
+    return [each.get("time") for each in resumed if isinstance(each, dict)] if isinstance(resumed, list) else []
 
 
 def _attempts(history: History, finished: bool) -> tuple[Attempt, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from monitoring.history import Frames, History
+from monitoring.frames import Frames
+from monitoring.history import History
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -84,7 +84,7 @@ def test_a_sweeps_runs_carry_their_own_values(root: Path, tmp_path: Path) -> Non
         run = generate(root / "tiny" / f"{folder.name}.{number}", DONE)
         (run / "manifest.json").write_text(json.dumps({"sweep": str(folder), "number": number}))
     assert main(["export", folder.name, "--to", "tensorboard", "-o", str(tmp_path / "out")]) == 0
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyright: ignore[reportAttributeAccessIssue]
 
     found = []
     for run in Sweep(folder).run(0), Sweep(folder).run(1):
