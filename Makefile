@@ -24,7 +24,7 @@ test: setup
 	@tests/install_slurm
 	@tests/install_chromium
 	$(BIN)/python -m pytest -m "not slurm" -n 2 --dist loadfile
-	$(BIN)/python -m pytest -m slurm
+	$(BIN)/python -m pytest -m slurm -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
