@@ -271,7 +271,7 @@ class CommandJob(Job):
     pythonpath: str | None = None  # its PYTHONPATH; null: as it was where it was submitted
     signal: StopSignal = StopSignal.USR2  # what those of its processes get that handle it
     # What its output is read by: names of monitoring/patterns.py, or regular expressions with named groups.
-    metrics: list[str] = field(default_factory=lambda: ["megatron", "deepspeed", "huggingface", "litgpt", "torchtitan"])
+    metrics: list[str] = field(default_factory=lambda: ["megatron", "huggingface", "litgpt", "torchtitan"])
     tokens_per_step: int | None = None  # for a program that prints steps and no tokens
 
 

@@ -21,6 +21,7 @@ _QUIET = {
     "WANDB_SILENT": "true",
     "WANDB_CONSOLE": "off",
 }
+_open: set[str] = set()  # ids of the runs that this process has not finished
 
 
 def make(folder: Path, about: About, lost: bool) -> Wandb:
@@ -50,16 +51,23 @@ class Wandb:
     def restart(self) -> None:
         if self.run is not None:
             where = Path(self.run.settings.sync_dir)
-            self.run.finish()
+            self._finish()
             shutil.rmtree(where)
-            self.run = None
 
     def close(self, history: History, state: str) -> None:
         if self.run is not None:
             self.run.summary["state"] = state
-            self.run.finish(exit_code=1 if state == "failed" else 0)
+            self._finish(exit_code=1 if state == "failed" else 0)
+
+    def _finish(self, exit_code: int = 0) -> None:
+        self.run.finish(exit_code)
+        self.run = None
+        _open.discard(self.about.id)
+        if not _open:
+            self.wandb.teardown()  # finish() comes back some milliseconds before the last records are in the file
 
     def _begin(self) -> Any:
+        _open.add(self.about.id)
         self.folder.mkdir(parents=True, exist_ok=True)
         for old in self.folder.glob(f"wandb/offline-run-*-{self.about.id}"):
             shutil.rmtree(old)  # an export from before of the same run

@@ -27,6 +27,8 @@ READERS: dict[str, tuple[Callable[[], Reader], ...]] = {
     "deepspeed": (deepspeed, deepspeed_times),
     "lit-gpt": (litgpt,),
 }
+# What a line has that tells of a step: a log of a gigabyte is mostly other lines.
+_MARKS = {"megatron": (" iteration", "time (ms)"), "deepspeed": ("step=", "time (ms)"), "lit-gpt": ("loss",)}
 # How a job ended, the stronger word first: what Slurm says explains what the ranks then complain of.
 _ENDINGS = tuple(
     (cause, re.compile(expression))
@@ -149,6 +151,8 @@ class Log:
             yield Step(step, self.clock or 0.0, new, self.tokens)
 
     def _found(self, line: str) -> Found | None:
+        if not any(mark in line for mark in _MARKS[self.to]):
+            return None
         whole = line
         if self.to == "megatron" and " iteration" in line and not line.rstrip().endswith("|") and "|" in line:
             whole = line[: line.rfind("|") + 1]  # torn: the number at its end may lack digits
@@ -169,7 +173,7 @@ class Log:
 
     def _other(self, line: str) -> Iterator[Item]:
         """A line that tells of no step."""
-        if (match := _LOADED.search(line)) is not None:
+        if "loaded checkpoint" in line and (match := _LOADED.search(line)) is not None:
             if self.step is not None:
                 yield self._end()
             self.waiting.resumed_from = int(match[1])
@@ -177,9 +181,9 @@ class Log:
             self.waiting.began = self.clock
         if "..." in line and (match := _ARGUMENT.match(line)) is not None:
             self.tally.args[match[1]] = _plain(match[2])
-        if (match := _WORLD.search(line)) is not None:
+        if "world size" in line and (match := _WORLD.search(line)) is not None:
             self.tally.world_size = int(match[1])
-        if (match := _JOB.search(line)) is not None:
+        if ("***" in line or "SLURM_JOB_ID" in line) and (match := _JOB.search(line)) is not None:
             self.job_id = match[1] or match[2]
         if _HINT.search(line):
             if (t := stamp(line)) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
@@ -84,12 +85,12 @@ def test_a_sweeps_runs_carry_their_own_values(root: Path, tmp_path: Path) -> Non
         run = generate(root / "tiny" / f"{folder.name}.{number}", DONE)
         (run / "manifest.json").write_text(json.dumps({"sweep": str(folder), "number": number}))
     assert main(["export", folder.name, "--to", "tensorboard", "-o", str(tmp_path / "out")]) == 0
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyright: ignore[reportAttributeAccessIssue]
+    Plugin = import_module("tensorboard.plugins.hparams.plugin_data_pb2").HParamsPluginData
 
     found = []
     for run in Sweep(folder).run(0), Sweep(folder).run(1):
         content = events(tmp_path / "out" / "tiny" / run.id).PluginTagToContent("hparams")
-        start = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info
+        start = Plugin.FromString(content["_hparams_/session_start_info"]).session_start_info
         found.append({name: value.number_value for name, value in start.hparams.items()})
     assert found == [{"optim.lr": 0.1}, {"optim.lr": 0.2}]
 

