@@ -94,7 +94,7 @@ def _print(found: list[tuple[Run, Finding]]) -> None:
 
     from monitoring.text import clean
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     if not found:
         console.print("nothing found")
     for run, finding in found:
