@@ -101,7 +101,7 @@ export function ranks(run) {
       ),
     );
     return (
-      `${plural(rows.length, "rank")}; ${slow ? `${plural(slow, "rank")} slower than ${SLOW} times the median of late` : "none slower than the others of late"}` +
+      `${plural(rows.length, "rank")}; ${slow ? `${plural(slow, "rank")} slower than ${SLOW} times the median of late` : "steps take as long on all, as they wait for each other; who is waited for shows in what a rank does alone"}` +
       (rows.length > 32 ? ". The table has the slowest 32." : "")
     );
   });
