@@ -64,15 +64,18 @@ def main(argv: list[str]) -> int:
 def _all(chosen: list[Run], args: argparse.Namespace) -> list[tuple[Run, Finding]]:
     from hpc import findings
 
-    said = lambda text: print(text, file=sys.stderr)  # noqa: E731 - what is printed may be JSON
     found = []
     for run, snapshot in findings.snapshots(chosen):
         found += [(run, finding) for finding in snapshot.findings]
         if args.notify:
-            findings.tell(run, snapshot.findings, lambda text, run=run: said(f"{run.id}: {text}"))
+            findings.tell(run, snapshot.findings, lambda text, run=run: _say(run, text))
         if args.act and (done := findings.act(run, snapshot.findings, snapshot.job)):
-            said(f"{run.id}: {done}")
+            _say(run, done)
     return found
+
+
+def _say(run: Run, text: str) -> None:
+    print(f"{run.id}: {text}", file=sys.stderr)  # what is printed may be JSON
 
 
 def _silence(named: list[Run], args: argparse.Namespace) -> int:
