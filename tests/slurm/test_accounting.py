@@ -111,7 +111,7 @@ def test_the_database_is_reached_by_its_socket_alone(accounted: Emulation) -> No
 
 
 def test_a_requeued_run_is_counted_start_by_start(accounted: Emulation, submit: Submit) -> None:
-    run = submit(*HELLO, "job.seconds=8", "job.time=30")
+    run = submit(*HELLO, "job.seconds=8", "job.time=30", "cluster.requeue_hold=10")  # of which teardown takes a part
     end = time.monotonic() + 60
     while not (ledger.folder(run, 0) / "READY").exists():
         assert time.monotonic() < end, told(run)
@@ -125,9 +125,7 @@ def test_a_requeued_run_is_counted_start_by_start(accounted: Emulation, submit: 
     assert said["seconds"] == pytest.approx(
         sum((record.ended or 0) - record.began for record in ledger.history(run)), abs=5
     )
-    # The teardown of the first start eats into the hold, which Slurm counts in whole seconds.
-    wall = (ledger.history(run)[-1].ended or 0) - ledger.history(run)[0].began
-    assert 0 <= said["waited_seconds"] <= wall - said["seconds"] + 5
+    assert said["waited_seconds"] >= 2
     assert said["limit_seconds"] == 2 * 30 * 60
     assert said["gpu_hours"] == pytest.approx(said["seconds"] * 8 / 3600)
     assert 0 < said["cores_used"] < 8
