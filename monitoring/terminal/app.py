@@ -106,6 +106,8 @@ class Watch(App[None]):
 
     def __init__(self, source: Source, opened: Path | None = None, options: Options = Options()) -> None:
         super().__init__(ansi_color=True)
+        # Held, not queried for: a timer or a frame may come when the screen's widgets are already being removed.
+        self._tabs, self._pane, self._prompt, self._foot = Tabs(), Pane("pane"), Input(id="prompt"), Foot()
         self.options = options
         self.source = source
         self.watched: Watched | None = None  # the run that is, or was last, seen
@@ -122,19 +124,19 @@ class Watch(App[None]):
         return [*super().get_line_filters(), *([self._ascii] if self._ascii.enabled else [])]
 
     def compose(self) -> ComposeResult:
-        yield Tabs()
-        yield Pane("pane")
-        yield Input(id="prompt")
-        yield Foot()
+        yield self._tabs
+        yield self._pane
+        yield self._prompt
+        yield self._foot
 
     def on_mount(self) -> None:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not in the main thread
                 asyncio.get_running_loop().add_signal_handler(number, self._end, number)
-        self.query_one(Pane).focus()
+        self._pane.focus()
         self._desk.start()
         self._go(Place([Runs(self.source)]) if self._opened is None else self._place_of(self._opened))
-        self.set_interval(1.0, self._foot)
+        self.set_interval(1.0, self._keys)
 
     def on_unmount(self) -> None:
         self._desk.stop()
@@ -175,7 +177,7 @@ class Watch(App[None]):
         place = self.place
         self.watched = place.watched or self.watched
         self._pointed = (-1, -1)
-        self.query_one(Tabs).set_class(len(place.views) == 1, "alone")
+        self._tabs.set_class(len(place.views) == 1, "alone")
         self._ask(None)
         self._resized()
         asked = self._desk.asked
@@ -184,10 +186,10 @@ class Watch(App[None]):
     def _reading(self, asked: int) -> None:
         """Say that what is seen is not yet what was asked for."""
         if self._shown < asked and self.is_running:
-            self.query_one(Pane).show([Text(" reading", "dim")])
+            self._pane.show([Text(" reading", "dim")])
 
     def _resized(self) -> None:
-        size = self.query_one(Pane).size
+        size = self._pane.size
         if size.width and size.height and self._places:
             self._desk.see(self.place.view, size.width, size.height)
         self._bars()
@@ -203,10 +205,10 @@ class Watch(App[None]):
         loud = [f for f in snapshot.findings if not f.silenced] if snapshot else []
         count = f" {len(loud)}" if loud else ""
         titles = [view.title + (count if isinstance(view, Findings) else "") for view in place.views]
-        self.query_one(Tabs).draw(titles, place.current)
-        self._foot()
+        self._tabs.draw(titles, place.current)
+        self._keys()
 
-    def _foot(self) -> None:
+    def _keys(self) -> None:
         if not self._places:
             return
         since, said = self._desk.busy_since, ""
@@ -218,7 +220,7 @@ class Watch(App[None]):
             back = [Key("escape", "back")] if len(self._places) > 1 else []
             tabs = [Key("tab", "next")] if len(self.place.views) > 1 else []
             keys = [Key("q", "quit"), Key("?", "help"), *back, *tabs, *(k for k in self.place.view.keys if k.shown)]
-        self.query_one(Foot).draw(keys, said)
+        self._foot.draw(keys, said)
 
     def _take(self, frame: Frame) -> None:
         with contextlib.suppress(RuntimeError):  # the application has just ended
@@ -227,7 +229,7 @@ class Watch(App[None]):
     def on_drawn(self, message: Drawn) -> None:
         frame = message.frame
         if frame.view is self.place.view:
-            self.query_one(Pane).show(frame.rows)
+            self._pane.show(frame.rows)
             self._shown = frame.asked
             self._bars()
         if frame.opens is not None and frame.opens.folders:
@@ -285,15 +287,15 @@ class Watch(App[None]):
     def _ask(self, key: Key | None) -> None:
         """Let a line be typed, or let it be."""
         self._asking = key
-        prompt = self.query_one(Input)
+        prompt = self._prompt
         prompt.set_class(key is not None, "asked")
         if key is not None:
             prompt.value = ""
             prompt.placeholder = key.asks
             prompt.focus()
         else:
-            self.query_one(Pane).focus()
-        self._foot()
+            self._pane.focus()
+        self._keys()
 
     def on_input_changed(self, event: Input.Changed) -> None:
         self._typed(event.value, done=False)

@@ -77,6 +77,19 @@ def test_every_view_fits_every_size(root: Path, size: tuple[int, int]) -> None:
     watched(act, folders(root), root / "tiny_moe" / "20251123-0001", size)
 
 
+def test_a_tick_while_the_screen_is_taken_apart_is_survived(root: Path) -> None:
+    """A timer of the application may run after the widgets were removed and before it ends itself."""
+
+    async def act(seen: Seen) -> None:
+        await seen.app.screen.remove_children()
+        seen.app._keys()
+        seen.app._bars()
+        seen.app.on_resized()
+        await seen.pilot.pause()
+
+    watched(act, folders(root), root / "tiny_moe" / "20251122-1f2e")
+
+
 def test_a_straggler_is_named_with_its_node(root: Path) -> None:
     async def act(seen: Seen) -> None:
         await seen.press("3")
