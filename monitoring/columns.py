@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,7 @@ class Columns:
         wanted = [name for name in records[0] if name not in RESERVED and (self.only is None or name in self.only)]
         names = [*integers, "t", *wanted]
         try:
-            given = {name: [record[name] for record in records] for name in names}
+            given = {name: [*map(itemgetter(name), records)] for name in names}
             if any({*map(type, given[name])} != {int} for name in integers):
                 return False
             new = {name: array("q", given[name]) for name in integers}
@@ -132,7 +133,7 @@ class Columns:
             if {*map(type, values)} == {float}:
                 found = self.metric(name)
                 found.rows.frombytes(rows)
-                found.values.extend(values)
+                found.values.fromlist(values)
             else:
                 for row, value in enumerate(values, first):
                     if (number := metric(value)) is not None:
