@@ -207,7 +207,7 @@ def _ranks_view(run: Path) -> dict[str, float]:
     begin = time.perf_counter()
     times = Ranks(run, history).read()
     seconds = time.perf_counter() - begin
-    if np.isnan(times.step_s).any() or times.steps[-1] != history.last[0]:  # pyright: ignore[reportOptionalSubscript]
+    if np.isnan(times.seconds).any() or times.steps[-1] != history.last[0]:  # pyright: ignore[reportOptionalSubscript]
         raise RuntimeError("some ranks' times are missing")
     return {"view_s": seconds, "peak_mb": _peak_mb()}
 

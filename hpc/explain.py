@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hpc.ledger import Record
 from hpc.requeue import Cause, fruitless
-from monitoring.terminal.words import duration
+from monitoring.words import duration
 
 if TYPE_CHECKING:
     from monitoring.snapshot import JobState  # which takes numpy along

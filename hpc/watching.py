@@ -29,7 +29,7 @@ from monitoring.snapshot import JobState
 from monitoring.tail import recent_steps
 from monitoring.terminal.plain import SILENT
 from monitoring.terminal.source import Entry
-from monitoring.terminal.words import duration
+from monitoring.words import duration
 
 ASK_SLURM_EVERY = 5.0  # seconds between two squeues, whatever the refresh of the screen
 LIST_EVERY = 5.0  # seconds between two looks at which runs there are, and at those that have ended

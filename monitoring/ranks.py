@@ -1,5 +1,8 @@
 """How long the steps of each rank took, over the curve of a run: what names a straggler and its node.
 
+All ranks of a synchronous training take the same time for a step, as they wait for each other. Who is waited for shows
+in a part of the step that a rank does alone, so each part that ranks tell of can be looked at like the whole.
+
 Reads the records of all ranks, hundreds of megabytes in a long run. So nothing is read before it is first asked for,
 and then only what is new.
 """
@@ -7,7 +10,8 @@ and then only what is new.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+import warnings
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,25 +20,47 @@ import numpy as np
 
 from monitoring import compacted, layout
 from monitoring.columns import Columns
+from monitoring.findings import Finding
 from monitoring.history import Attempt, History, undone
 from monitoring.tail import RecordTail
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_SHOWN = ("step_s",)
+STEP = "step_s"
+ALONE = ("data_s", "optimizer_s")  # in which a rank waits for no other
+PARTS = (STEP, "data_s", "forward_s", "backward_s", "communication_s", "optimizer_s")
 _OLD_EVERY = 20  # reads between two looks at the files of attempts that have ended
 
 
 @dataclass(frozen=True)
 class RankTimes:
-    """Seconds of steps by rank, over the steps of the curve that ranks told of; lost work is not in it."""
+    """Seconds of steps, or of a part of them, by rank over the steps of the curve that ranks told of.
+
+    Lost work is not in it.
+    """
 
     steps: np.ndarray  # (S,) int64, ascending
     ranks: tuple[int, ...]  # R of them, ascending; also one that never wrote
     nodes: tuple[str, ...]  # of each rank in the newest attempt; "" where nobody said it
-    step_s: np.ndarray  # (R, S) float64, NaN where it is missing
+    seconds: np.ndarray  # (R, S) float64, NaN where it is missing
     attempts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # (S,) who made the step
+    part: str = STEP  # of PARTS: what took the seconds
+    step_s: np.ndarray = field(default_factory=lambda: np.empty(0))  # (S,) seconds of the whole step, by rank 0
+
+    def late(self, *, of_run: bool = False) -> np.ndarray:
+        """(R, S): how much later a rank is done than the median rank, in steps, and 1: what 0.2 of a step costs is 1.2.
+
+        Of the whole step that is its time over the median.
+
+        Args:
+            of_run: against the median of all steps; else against that of the same step.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a step, or a part, of which no rank told
+            usual = np.nanmedian(self.seconds) if of_run else np.nanmedian(self.seconds, axis=0)
+            whole = usual if self.part == STEP else np.nanmedian(self.step_s) if of_run else self.step_s
+            return 1 + (self.seconds - usual) / whole
 
 
 class RankFile:
@@ -83,14 +109,16 @@ class _Part:
     """What one attempt has to show."""
 
     steps: np.ndarray
-    step_s: dict[int, np.ndarray]  # rank -> a value for each of the steps
+    seconds: dict[int, np.ndarray]  # rank -> a value for each of the steps
+    step_s: np.ndarray  # of the whole step, by rank 0
 
 
 class _Attempt:
     """The files of all ranks but 0 of one attempt, and what of them is on the curve."""
 
-    def __init__(self) -> None:
+    def __init__(self, part: str) -> None:
         self.ranks: dict[int, RankFile] = {}
+        self._shown = (part,)
         self.over = False  # its supervisor has said the last word, and all was read after that
         self._made: tuple[object, _Part] | None = None
 
@@ -100,7 +128,7 @@ class _Attempt:
             self._take_compacted(records.folder)
         for rank in layout.recorded_ranks(records.folder):
             if rank and rank not in self.ranks:
-                self.ranks[rank] = RankFile(layout.rank_records(records.folder, rank), only=_SHOWN)
+                self.ranks[rank] = RankFile(layout.rank_records(records.folder, rank), only=self._shown)
         changed = [rank.refresh() for rank in self.ranks.values()]
         if any(changed):
             self._made = None
@@ -110,14 +138,16 @@ class _Attempt:
         if (found := compacted.opened(folder, layout.RANKS_COMPACTED)) is None:
             return
         try:
-            tables = [from_table(table, _SHOWN) for table in compacted.groups(found, ("rank", "step", *_SHOWN))]
+            tables = [
+                from_table(table, self._shown) for table in compacted.groups(found, ("rank", "step", *self._shown))
+            ]
         except (OSError, ValueError):  # damaged: the records have it all
             return
         sizes = found.sizes()
         for rank, columns in tables:
             path = layout.rank_records(folder, rank)
             if rank and path.name in sizes:
-                self.ranks[rank] = file = RankFile(path, only=_SHOWN)
+                self.ranks[rank] = file = RankFile(path, only=self._shown)
                 file.columns = columns
                 file.tail.resume(sizes[path.name])
 
@@ -131,17 +161,18 @@ class _Attempt:
     def _make(self, records: Attempt, cut: int | None) -> _Part:
         kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for rank, found in self.ranks.items():
-            steps, seconds = np.array(found.columns.steps, np.int64), found.columns.column("step_s")
+            steps, seconds = np.array(found.columns.steps, np.int64), found.columns.column(*self._shown)
             rows = ~undone(steps, cut)
             if rows.any():
                 kept[rank] = steps[rows], seconds[rows]
-        zero = _of_rank_0(records)
+        zero = _of_rank_0(records, *self._shown)
         if kept:
             steps = _union([steps for steps, _ in kept.values()])
         else:
             steps = zero[0]
         placed = {rank: _placed(steps, *each) for rank, each in kept.items()}
-        return _Part(steps, {0: _placed(steps, *zero), **placed})
+        whole = _placed(steps, *_of_rank_0(records, STEP))
+        return _Part(steps, {0: _placed(steps, *zero), **placed}, whole)
 
 
 class Ranks:
@@ -150,9 +181,11 @@ class Ranks:
     Args:
         run: the run's folder.
         history: of the same run, where somebody reads it anyway and keeps it fresh; None: one of its own.
+        part: of ``PARTS``, what is asked for.
     """
 
-    def __init__(self, run: Path, history: History | None = None) -> None:
+    def __init__(self, run: Path, history: History | None = None, part: str = STEP) -> None:
+        self.part = part
         self._own = history is None
         self._history = History(run) if history is None else history
         self._attempts: dict[int, _Attempt] = {}
@@ -164,24 +197,38 @@ class Ranks:
             history.refresh()
         old = self._reads % _OLD_EVERY == 0
         self._reads += 1
-        self._attempts = {each.number: self._attempts.get(each.number) or _Attempt() for each in history.attempts}
+        self._attempts = {
+            each.number: self._attempts.get(each.number) or _Attempt(self.part) for each in history.attempts
+        }
         parts: list[tuple[int, _Part]] = []
         for records in history.attempts:
             files = self._attempts[records.number]
             if old or not files.over:
                 files.refresh(records)
             parts.append((records.number, files.part(records, history.cut(records.number))))
-        return _joined(parts, history.attempts[-1] if history.attempts else None)
+        return _joined(self.part, parts, history.attempts[-1] if history.attempts else None)
 
 
-def _joined(parts: list[tuple[int, _Part]], newest: Attempt | None) -> RankTimes:
+def parts_told(history: History) -> list[str]:
+    """Of which parts of a step the ranks of a run tell."""
+    known = history.names()
+    return [part for part in PARTS if part == STEP or part in known]
+
+
+def straggling(findings: Iterable[Finding]) -> str | None:
+    """The part of a step in which a straggler was found; None where there is none."""
+    found = (f"{each.about}_s" for each in findings if each.kind == "straggler" and not each.silenced)
+    return next((part for part in found if part in PARTS), None)
+
+
+def _joined(shown: str, parts: list[tuple[int, _Part]], newest: Attempt | None) -> RankTimes:
     size = _world_size(newest) if newest else 0
-    ranks = sorted({*range(size), *(rank for _, part in parts for rank in part.step_s)})
+    ranks = sorted({*range(size), *(rank for _, part in parts for rank in part.seconds)})
     found = np.full((len(ranks), sum(len(part.steps) for _, part in parts)), np.nan)
     row, begin = {rank: i for i, rank in enumerate(ranks)}, 0
     for _, part in parts:
         end = begin + len(part.steps)
-        for rank, seconds in part.step_s.items():
+        for rank, seconds in part.seconds.items():
             found[row[rank], begin:end] = seconds
         begin = end
     nothing = np.empty(0, np.int64)
@@ -189,8 +236,10 @@ def _joined(parts: list[tuple[int, _Part]], newest: Attempt | None) -> RankTimes
         steps=np.concatenate([nothing, *(part.steps for _, part in parts)]),
         ranks=tuple(ranks),
         nodes=tuple(_node(newest, rank) for rank in ranks),
-        step_s=found,
+        seconds=found,
         attempts=np.concatenate([nothing, *(np.full(len(part.steps), number) for number, part in parts)]),
+        part=shown,
+        step_s=np.concatenate([np.empty(0), *(part.step_s for _, part in parts)]),
     )
 
 
@@ -208,11 +257,11 @@ def _node(attempt: Attempt | None, rank: int) -> str:
     return str(nodes[rank // each]) if each and rank // each < len(nodes) else ""
 
 
-def _of_rank_0(records: Attempt) -> tuple[np.ndarray, np.ndarray]:
+def _of_rank_0(records: Attempt, part: str) -> tuple[np.ndarray, np.ndarray]:
     """Its steps on the curve and their seconds, which it records with every step."""
     own = [stretch for stretch in records.stretches if stretch.kept]
     steps = [np.array(stretch.steps[: stretch.kept]) for stretch in own]
-    seconds = [stretch.column("step_s")[: stretch.kept] for stretch in own]
+    seconds = [stretch.column(part)[: stretch.kept] for stretch in own]
     return np.concatenate([np.empty(0, np.int64), *steps]), np.concatenate([np.empty(0), *seconds])
 
 

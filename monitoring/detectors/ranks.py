@@ -8,6 +8,7 @@ import numpy as np
 
 from monitoring.evidence import Evidence, Pulse
 from monitoring.findings import Finding, Severity
+from monitoring.ranks import ALONE
 
 STARTING = 1800.0  # seconds for which a first step is waited: a compiler, the first use of every communicator
 SAVING = 3600.0  # seconds for which a checkpoint is waited
@@ -18,7 +19,6 @@ OFTEN = 0.75  # share of its recent summaries in which it is slow
 SUMMARIES = 6  # summaries at least, before anybody is called slow
 DROP = 0.8  # of the usual speed
 WINDOW = 50  # steps whose median is the speed now
-ALONE = ("data_s", "optimizer_s")  # parts of a step in which a rank waits for no other
 
 
 def stall(evidence: Evidence) -> Iterator[Finding]:

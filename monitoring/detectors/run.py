@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from monitoring.evidence import Evidence
 from monitoring.findings import Finding, Severity
 from monitoring.goodput import Bucket
-from monitoring.terminal.words import duration
+from monitoring.words import duration
 
 LOW = 0.75  # share of the time on nodes that is training
 JUDGED = 2 * 3600.0  # seconds on nodes before anything is said of it

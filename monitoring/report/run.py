@@ -13,19 +13,20 @@ from monitoring import energy, layout
 from monitoring.curves import Curves
 from monitoring.experts import Experts
 from monitoring.goodput import Bucket, Span
-from monitoring.history import read_json
-from monitoring.ranks import Ranks
+from monitoring.history import History, read_json
+from monitoring.ranks import ALONE, Ranks, RankTimes
 from monitoring.reader import Reader
 from monitoring.report import plot
 from monitoring.report.page import facts, folded, page, section, table
 from monitoring.report.plot import COLOURS, Line
 from monitoring.snapshot import JobState, Snapshot
 from monitoring.terminal.plain import finish, goodput
-from monitoring.terminal.words import count, duration, figure
 from monitoring.text import clean
+from monitoring.words import count, duration, figure
 
 POINTS = 700  # bins of a curve: about one for each pixel
 LAYERS = 12  # whose experts are drawn
+LATE = 0.05  # of a step by which a rank is later than the median one
 BUCKETS = {
     Bucket.queue: "#b9c2cf",
     Bucket.hold: "#d5dbe4",
@@ -65,7 +66,7 @@ def report(run: Path, job: JobState | None = None, now: float | None = None) -> 
         section("Curves", *_curves(curves)),
         section("Where the time went", _time(snapshot), _attempts(snapshot)),
         section("Findings", _findings(snapshot)),
-        section("Ranks", _ranks(Ranks(run, reader.history))),
+        section("Ranks", *_ranks(run, reader.history)),
         section("Experts", *_experts(Experts(run, reader.history))),
         section("What was asked for", *_request(run)),
     ]
@@ -192,13 +193,24 @@ def _findings(snapshot: Snapshot) -> str:
     return table(("severity", "what", "evidence", "since"), [[clean(str(cell)) for cell in row] for row in rows])
 
 
-def _ranks(ranks: Ranks) -> str:
-    found = ranks.read()
-    if len(found.ranks) < 2 or not len(found.steps):
-        return ""
-    middle = float(np.nanmedian(found.step_s)) if np.isfinite(found.step_s).any() else 0.0
-    label = f"seconds of a step by rank (rows) and step (columns), {figure(0.5 * middle)} to {figure(2 * middle)}"
-    return f'<p class="dim">{label}</p>' + plot.heat_map(found.step_s, label, 0.5 * middle, 2 * middle)
+def _ranks(run: Path, history: History) -> Iterator[str]:
+    """The steps of all ranks, and each part that they do alone in which one was slower than the others."""
+    steps = Ranks(run, history).read()
+    if len(steps.ranks) < 2 or not len(steps.steps):
+        return
+    yield _late(steps, "seconds of a step")
+    for part in ALONE:
+        found = Ranks(run, history, part).read()
+        late = np.nanmedian(np.nan_to_num(found.late(), nan=1.0), axis=1)
+        row = int(late.argmax())
+        if late[row] - 1 > LATE:
+            node = f" on {clean(found.nodes[row])}" if found.nodes[row] else ""
+            yield _late(found, f"{part}: rank {found.ranks[row]}{node} takes {late[row] - 1:.2f} of a step longer")
+
+
+def _late(found: RankTimes, what: str) -> str:
+    label = f"{what}, by rank (rows) and step (columns): pale as the median rank, dark half a step more"
+    return f'<p class="dim">{escape(label)}</p>' + plot.heat_map(found.late(), label, 1.0, 1.5)
 
 
 def _experts(experts: Experts) -> Iterator[str]:

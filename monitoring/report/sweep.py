@@ -17,8 +17,8 @@ from monitoring.history import History
 from monitoring.report import plot
 from monitoring.report.page import facts, page, section, table
 from monitoring.report.plot import COLOURS, Line
-from monitoring.terminal.words import figure
 from monitoring.text import clean
+from monitoring.words import figure
 
 SHOWN = len(COLOURS)  # curves over each other
 POINTS = 500

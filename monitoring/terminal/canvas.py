@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from monitoring.terminal.words import count, figure
+from monitoring.words import count, figure
 
 # The bit of each dot in a cell, by [row][column]; the code point is U+2800 plus their sum.
 _BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])

@@ -13,8 +13,8 @@ from monitoring.goodput import Bucket
 from monitoring.outlook import Outlook
 from monitoring.recorder import number
 from monitoring.snapshot import Attempt, Snapshot
-from monitoring.terminal.words import clock, duration, figure, plural
 from monitoring.text import clean
+from monitoring.words import clock, duration, figure, plural
 
 LOG_LINES = 10
 SILENT = 15.0  # seconds after which Slurm's last word is shown with its age

@@ -17,8 +17,8 @@ from monitoring.findings import Severity, ordered
 from monitoring.snapshot import Attempt, ExpertLoad, Snapshot
 from monitoring.terminal import canvas
 from monitoring.terminal.plain import SILENT
-from monitoring.terminal.words import clock, count, duration, figure, plural
 from monitoring.text import clean
+from monitoring.words import clock, count, duration, figure, plural
 
 DIM = "dim"  # and not bright black, which some themes paint in the background's colour
 ACCENT = "cyan"

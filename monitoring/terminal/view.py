@@ -15,7 +15,7 @@ from rich.text import Text
 from monitoring.snapshot import Snapshot
 from monitoring.terminal.screen import DIM, header
 from monitoring.terminal.watched import Watched
-from monitoring.terminal.words import duration
+from monitoring.words import duration
 
 
 @dataclass(frozen=True)

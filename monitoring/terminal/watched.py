@@ -12,7 +12,7 @@ from monitoring import layout
 from monitoring.curves import Curves
 from monitoring.experts import Experts
 from monitoring.history import History
-from monitoring.ranks import Ranks
+from monitoring.ranks import Ranks, parts_told
 from monitoring.reader import Reader
 from monitoring.snapshot import JobState, Snapshot
 from monitoring.text import clean
@@ -36,6 +36,7 @@ class Watched:
         self._now = now
         self._reader: Reader | None = None
         self._read = -FRESH  # monotonic seconds
+        self._ranks: dict[str, Ranks] = {}  # by part of a step
 
     def refresh(self) -> None:
         """Read what is new. A run that cannot be read keeps its last snapshot, and says so."""
@@ -74,12 +75,17 @@ class Watched:
 
     @cached_property
     def curves(self) -> Curves:
-        """Once there is a snapshot, as the next two."""
+        """Once there is a snapshot, as all below."""
         return Curves(self._history)
 
-    @cached_property
-    def ranks(self) -> Ranks:
-        return Ranks(self.folder, self._history)
+    def ranks(self, part: str) -> Ranks:
+        if part not in self._ranks:
+            self._ranks[part] = Ranks(self.folder, self._history, part)
+        return self._ranks[part]
+
+    @property
+    def parts(self) -> list[str]:
+        return parts_told(self._history)
 
     @cached_property
     def experts(self) -> Experts:

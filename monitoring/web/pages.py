@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from monitoring.curves import AXES
 from monitoring.export import openmetrics
+from monitoring.ranks import PARTS
 from monitoring.web import logs, views, watched
 from monitoring.web.encode import dumps
 from monitoring.web.hub import Hub, Unknown
@@ -177,7 +178,10 @@ class Pages:
     async def ranks(self, request: Request) -> Response:
         low, high = _number(request.query_params, "low", -math.inf), _number(request.query_params, "high", math.inf)
         run = await in_thread(self.hub.watched, request.query_params.get("run", ""))
-        return _json(await in_thread(lambda: watched.heat(run.ranks(), low, high)))
+        part = request.query_params.get("part") or None
+        if part not in (None, *PARTS):
+            raise Mistake(f"part: one of {', '.join(PARTS)}")
+        return _json(await in_thread(lambda: watched.heat(*run.ranks(part), low, high)))
 
     async def experts(self, request: Request) -> Response:
         low, high = _number(request.query_params, "low", -math.inf), _number(request.query_params, "high", math.inf)

@@ -15,7 +15,7 @@ from monitoring import layout
 from monitoring.curves import Curves
 from monitoring.experts import ExpertLoads, Experts
 from monitoring.history import read_json
-from monitoring.ranks import Ranks, RankTimes
+from monitoring.ranks import STEP, Ranks, RankTimes, parts_told, straggling
 from monitoring.reader import Reader
 from monitoring.snapshot import JobState, Snapshot
 from monitoring.tail import RecordTail
@@ -55,7 +55,7 @@ class Watched:
         except OSError as error:
             raise Gone(str(error)) from error
         self._curves = Curves(self._reader.history)
-        self._ranks: Ranks | None = None  # these read many files, and only where somebody asks
+        self._ranks: dict[str, Ranks] = {}  # by part of a step; these read many files, and only where somebody asks
         self._experts: Experts | None = None
         self._devices: dict[Path, RecordTail] = {}
 
@@ -78,11 +78,15 @@ class Watched:
             self._refreshed(None)
             return self._curves.names()
 
-    def ranks(self) -> RankTimes:
+    def ranks(self, part: str | None = None) -> tuple[RankTimes, list[str]]:
+        """How long a part of a step took, and of which parts the ranks tell; None: that in which one is slow."""
         with self._lock:
-            self._refreshed(None)
-            self._ranks = self._ranks or Ranks(self.folder, self._reader.history)
-            return self._ranks.read()
+            found = self._refreshed(None)
+            history = self._reader.history
+            part = part or straggling(found.findings) or STEP
+            if part not in self._ranks:
+                self._ranks[part] = Ranks(self.folder, history, part)
+            return self._ranks[part].read(), parts_told(history)
 
     def layers(self) -> list[int]:
         with self._lock:
@@ -167,14 +171,17 @@ def binned(steps: np.ndarray, values: np.ndarray, low: float, high: float, most:
     return Heat(steps[edges], np.where(np.isneginf(largest), np.nan, largest))
 
 
-def heat(times: RankTimes, low: float, high: float) -> dict[str, Any]:
-    """Step times per rank, with the ranks that are slower than the others do together."""
-    shown = binned(times.steps, times.step_s, low, high)
+def heat(times: RankTimes, parts: list[str], low: float, high: float) -> dict[str, Any]:
+    """Seconds per rank, and how late each is by them: 1 is as the median rank, 1.2 a fifth of a step later."""
+    shown = binned(times.steps, times.seconds, low, high)
     return {
+        "part": times.part,
+        "parts": parts,
         "ranks": list(times.ranks),
         "nodes": list(times.nodes),
         "steps": shown.steps,
         "seconds": numbers(shown.values, 4),
+        "late": numbers(binned(times.steps, times.late(), low, high).values, 4),
     }
 
 

@@ -203,6 +203,20 @@ def slow(run: Path, rank: int, times: float) -> None:
     path.write_bytes(head + b"".join(b"".join(each) for each in lines))
 
 
+def waits_for_data(run: Path, rank: int, seconds: float) -> None:
+    """Let all steps of the first attempt take as long on each rank, and one of them so long for its data."""
+    attempt = layout.attempt_folder(run, 0)
+    for each in layout.recorded_ranks(attempt):
+        path = layout.rank_records(attempt, each)
+        lines = []
+        for line in path.read_bytes().splitlines(keepends=True):
+            known = json.loads(line)
+            if "step_s" in known:
+                known |= {"step_s": 1.0, "data_s": seconds if each == rank else 0.01}
+            lines.append(json.dumps(known, separators=(",", ":")).encode() + b"\n")
+        path.write_bytes(b"".join(lines))
+
+
 def devices(run: Path) -> None:
     """Add what was read of two GPUs and a node in the third attempt; one is hot, and held down by it."""
     for rank in (0, 1):

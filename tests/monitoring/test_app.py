@@ -11,7 +11,7 @@ import pytest
 from monitoring import layout
 from monitoring.recorder import encode
 from monitoring.snapshot import JobState
-from tests.monitoring.generate import START, Folders, Shape, Try, devices, generate, slow
+from tests.monitoring.generate import START, Folders, Shape, Try, devices, generate, slow, waits_for_data
 from tests.monitoring.screens import Seen, golden, watched
 
 JOB = JobState("17", "RUNNING", nodes="n2gpu[1201,1205]", ends=START + 900, emulated=True)
@@ -98,6 +98,20 @@ def test_a_straggler_is_named_with_its_node(root: Path) -> None:
         assert "▓" in worst  # the shade says it without colour
 
     watched(act, folders(root), root / "tiny_moe" / "20251122-1f2e")
+
+
+def test_a_rank_that_all_wait_for_is_seen_by_what_it_does_alone(tmp_path: Path) -> None:
+    run = generate(tmp_path / "moe" / "20251122-slow", Shape((Try(0, 100),), world_size=4))
+    waits_for_data(run, rank=2, seconds=0.31)
+
+    async def act(seen: Seen) -> None:
+        assert "rank 2 keeps the others waiting" in await seen.press("3")
+        assert " data_s" in seen.text and "█ +0.5 of a step" in seen.text  # the part in which it was found
+        worst = next(row for row in seen.rows if row.split()[:1] == ["2"])
+        assert "▓" in worst and worst.rstrip().endswith("0.310 s 1.30")
+        assert "of the median" in await seen.press("p") and "▓ over" in seen.text and " data_s" not in seen.text
+
+    watched(act, folders(tmp_path), run)
 
 
 def test_an_expert_that_gets_nothing_is_seen(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitoring.terminal.canvas import axis, bins, curve, x_labels, y_labels
-from monitoring.terminal.words import clock, count, duration, figure
+from monitoring.words import clock, count, duration, figure
 
 
 def test_one_spike_among_a_million_points_is_drawn_at_the_top() -> None:

@@ -51,7 +51,7 @@ def everything(run: Path) -> dict[str, Any]:
         "problems": history.problems(),
         "events": [attempt.events for attempt in history.attempts],
         "header": [attempt.header for attempt in history.attempts],
-        "times": (times.steps.tolist(), times.ranks, times.nodes, np.nan_to_num(times.step_s, nan=-1).tolist()),
+        "times": (times.steps.tolist(), times.ranks, times.nodes, np.nan_to_num(times.seconds, nan=-1).tolist()),
         "loads": {layer: np.nan_to_num(experts.read(layer).share, nan=-1).tolist() for layer in experts.layers()},
     }
 

@@ -160,7 +160,7 @@ def test_two_attempts_that_write_at_once_are_two_files_and_the_newer_wins(tmp_pa
         file.write(b"".join(encode(900, 9e9, "experts", {"step": 70, "layers": {2: [1, 0]}})))
     history.refresh()
     assert history.series("loss").steps.tolist() == list(range(1, 71)) and -1.0 not in history.series("loss").values
-    assert ranks.read().step_s.max() < 1 and Ranks(run).read().step_s.max() < 1
+    assert ranks.read().seconds.max() < 1 and Ranks(run).read().seconds.max() < 1
     assert Experts(run).read(2).share.shape == (7, 16)
     assert history.lost_steps == 20 + 19
 
@@ -175,7 +175,7 @@ def test_a_rank_without_a_file_is_missing_and_nothing_else(tmp_path: Path) -> No
         assert history.series("loss").steps.tolist() == list(range(31, 61)) and not history.problems()
         times = Ranks(run).read()
         assert times.steps.tolist() == [10, 20, 30, 40, 50, 60] and times.ranks == (0, 1, 2, 3)
-        assert np.isnan(times.step_s).sum(axis=1).tolist() == [3, 0, 3, 0]
+        assert np.isnan(times.seconds).sum(axis=1).tolist() == [3, 0, 3, 0]
         assert Experts(run).read(2).steps.tolist() == [40, 50, 60]
         for number in compact.ended(run):
             compact.compact(run, number)

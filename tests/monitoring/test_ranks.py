@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitoring import layout
+from monitoring.findings import Finding, Severity
 from monitoring.history import History, undone
-from monitoring.ranks import Ranks
+from monitoring.ranks import Ranks, parts_told, straggling
 from monitoring.recorder import PROTOCOL, encode
-from tests.monitoring.generate import BATCH, Shape, Try, generate
+from tests.monitoring.generate import BATCH, Shape, Try, generate, waits_for_data
 
 
 def write_rank(run: Path, attempt: int, rank: int, steps: list[int], seconds: float = 1.0) -> None:
@@ -36,14 +38,34 @@ def test_the_newest_attempt_wins_and_each_rank_has_its_node(tmp_path: Path) -> N
     assert found.attempts.tolist() == [0] * 12 + [1] * 3 + [2] * 14
     assert found.ranks == (0, 1, 2, 3)
     assert found.nodes == ("n2gpu1201", "n2gpu1201", "n2gpu1205", "n2gpu1205")
-    assert found.step_s.tolist() == pytest.approx(np.outer([0.85, 0.86, 0.87, 0.88], np.ones(29)))
+    assert found.seconds.tolist() == pytest.approx(np.outer([0.85, 0.86, 0.87, 0.88], np.ones(29)))
+
+
+def test_a_part_of_the_step_shows_who_is_waited_for(tmp_path: Path) -> None:
+    run = generate(tmp_path / "run", Shape(tries=(Try(0, 50),), world_size=4))
+    waits_for_data(run, rank=2, seconds=0.31)
+    history = History(run)
+    history.refresh()
+    steps, data = (Ranks(run, history, part).read() for part in ("step_s", "data_s"))
+    assert parts_told(history) == ["step_s", "data_s"] and (steps.part, data.part) == ("step_s", "data_s")
+    assert (steps.late() == 1).all() and steps.seconds.tolist() == np.ones((4, 5)).tolist()
+    for late in (data.late(), data.late(of_run=True)):
+        assert late == pytest.approx(np.outer([1, 1, 1.3, 1], np.ones(5)))
+    nothing = Ranks(run, history, "forward_s").read()
+    assert np.isnan(nothing.seconds).all() and np.isnan(nothing.late()).all()
+
+
+def test_the_part_of_a_straggler_is_that_of_its_finding() -> None:
+    slow = Finding("straggler", Severity.warning, "rank 2", "slow", 0.0, about="data")
+    assert straggling([Finding("stall", Severity.critical, "x", "y", 0.0), slow]) == "data_s"
+    assert straggling([replace(slow, silenced=True), replace(slow, about="what")]) is None
 
 
 def test_a_rank_that_never_wrote_is_a_row_of_nothing(tmp_path: Path) -> None:
     run = generate(tmp_path / "run", Shape(tries=(Try(0, 50),), world_size=4))
     layout.rank_records(layout.attempt_folder(run, 0), 3).unlink()
     found = Ranks(run).read()
-    assert found.ranks == (0, 1, 2, 3) and np.isnan(found.step_s[3]).all() and not np.isnan(found.step_s[:3]).any()
+    assert found.ranks == (0, 1, 2, 3) and np.isnan(found.seconds[3]).all() and not np.isnan(found.seconds[:3]).any()
 
 
 def test_ranks_that_are_behind_have_no_value_yet_and_later_get_it(tmp_path: Path) -> None:
@@ -53,9 +75,9 @@ def test_ranks_that_are_behind_have_no_value_yet_and_later_get_it(tmp_path: Path
     ranks = Ranks(tmp_path)
     found = ranks.read()
     assert found.steps.tolist() == [10, 20, 30, 40]
-    assert np.isnan(found.step_s[2]).tolist() == [False, False, True, True]
+    assert np.isnan(found.seconds[2]).tolist() == [False, False, True, True]
     write_rank(tmp_path, 0, 2, [10, 20, 30, 40])
-    assert not np.isnan(ranks.read().step_s).any()
+    assert not np.isnan(ranks.read().seconds).any()
 
 
 def test_one_rank_alone_shows_all_its_steps(tmp_path: Path) -> None:
@@ -69,7 +91,7 @@ def test_what_was_done_again_is_left_out_within_an_attempt_too(tmp_path: Path) -
     write_rank(tmp_path, 0, 1, [10, 20, 30, 40, 20, 30], 2.0)
     found = Ranks(tmp_path).read()
     assert found.steps.tolist() == [10, 20, 30]
-    assert found.step_s[1].tolist() == [2.01, 2.02, 2.03]
+    assert found.seconds[1].tolist() == [2.01, 2.02, 2.03]
 
 
 def test_a_history_that_is_kept_fresh_elsewhere_is_not_read_twice(tmp_path: Path) -> None:
@@ -92,7 +114,7 @@ def test_damaged_and_strange_values_are_passed_over(tmp_path: Path) -> None:
         json.dumps({"nodes": ["a", "b", "c"], "world_size": 2})
     )
     found = Ranks(tmp_path).read()
-    assert found.steps.tolist() == [10, 20] and np.isnan(found.step_s[1]).tolist() == [False, True]
+    assert found.steps.tolist() == [10, 20] and np.isnan(found.seconds[1]).tolist() == [False, True]
     assert found.nodes == ("", "")  # two ranks on three nodes: nobody knows
 
 

@@ -20,7 +20,7 @@ from monitoring.report import plot
 from monitoring.report.run import report
 from monitoring.report.sweep import Member
 from monitoring.report.sweep import report as sweep_report
-from tests.monitoring.generate import START, Shape, Try, generate
+from tests.monitoring.generate import START, Shape, Try, generate, waits_for_data
 
 VOID = {"meta", "img", "br"}
 
@@ -83,6 +83,15 @@ def test_a_long_run_stays_below_a_megabyte(tmp_path: Path) -> None:
 def test_a_run_that_never_began_has_a_report_too(tmp_path: Path) -> None:
     (tmp_path / layout.CONFIG).write_text("name: x\n")
     assert not Checked(report(tmp_path)).open
+
+
+def test_a_rank_that_the_others_wait_for_is_named(tmp_path: Path) -> None:
+    run = generate(tmp_path / "moe" / "20251122-slow", Shape((Try(0, 100),), world_size=4))
+    waits_for_data(run, rank=2, seconds=0.31)
+    text = report(run)
+    assert (
+        "data_s: rank 2 on n2gpu1202 takes 0.30 of a step longer, by rank" in text and "optimizer_s: rank" not in text
+    )
 
 
 def test_a_sweep_shows_the_best_first_and_parameters_against_the_metric(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from monitoring.recorder import Recorder
 from monitoring.web.pages import SILENCE, application
 from monitoring.web.security import Guard
 from monitoring.web.server import on_port
-from tests.monitoring.generate import BATCH
+from tests.monitoring.generate import BATCH, Shape, Try, generate, waits_for_data
 from tests.monitoring.web import DONE, HOSTILE, RUN, SWEEP, TOKEN, source, tree
 
 if TYPE_CHECKING:
@@ -312,6 +312,29 @@ def test_cells_of_a_heat_map_are_read_by_keyboard(viewer: Viewer) -> None:
         page.keyboard.press("ArrowDown")
         page.locator(f"#{part} output", has_text=words).wait_for()
         assert page.locator(f"#{part} table tbody tr").count() >= 4
+
+
+def test_the_ranks_open_with_the_part_in_which_one_is_slow(viewer: Viewer, root: Path) -> None:
+    extra = generate(root / "slow" / "20251101-000000-eeee", Shape((Try(0, 100),), world_size=4))
+    waits_for_data(extra, rank=2, seconds=0.31)
+    try:
+        viewer.page.goto("/run?run=slow/20251101-000000-eeee")
+        viewer.page.wait_for_selector(READY["run"])
+        ranks = viewer.page.locator("#ranks")
+        ranks.scroll_into_view_if_needed()
+        part = ranks.get_by_label("Part of a step")
+        part.wait_for()
+        assert part.input_value() == "data_s"
+        first = ranks.locator("tbody tr").first
+        assert first.inner_text().split()[0] == "2" and "1.30 slow" in first.inner_text()
+        assert "1 rank of late later than the median" in ranks.inner_text()
+        part.select_option("Whole step")
+        ranks.get_by_text("steps take as long on all").wait_for()
+        assert "Times the median" in ranks.locator("thead").inner_text()
+        assert viewer.complaints == []
+    finally:
+        viewer.page.goto("about:blank")
+        shutil.rmtree(extra.parent)
 
 
 def test_a_run_that_is_deleted_is_said_to_be_gone(viewer: Viewer, root: Path) -> None:

@@ -197,7 +197,12 @@ def test_a_question_that_makes_no_sense_is_answered_in_words(viewer: TestClient,
 def test_ranks_experts_and_devices(viewer: TestClient) -> None:
     ranks = viewer.get("/api/ranks", params={"run": RUN}).json()
     assert ranks["ranks"] == [0, 1, 2, 3] and ranks["nodes"][3] == "n2gpu1205"
-    assert len(ranks["seconds"]) == 4 and len(ranks["seconds"][0]) == len(ranks["steps"])
+    assert len(ranks["seconds"]) == len(ranks["late"]) == 4 and len(ranks["seconds"][0]) == len(ranks["steps"])
+    assert (ranks["part"], ranks["parts"]) == ("step_s", ["step_s"])
+    part = viewer.get("/api/ranks", params={"run": RUN, "part": "data_s"}).json()
+    assert part["part"] == "data_s" and {value for row in part["late"] for value in row} == {"NaN"}
+    refused = viewer.get("/api/ranks", params={"run": RUN, "part": "<b>"})
+    assert refused.status_code == 400 and "part: one of step_s, data_s" in refused.text
     assert viewer.get("/api/experts", params={"run": RUN}).json() == {"layers": [2, 4]}
     loads = viewer.get("/api/experts", params={"run": RUN, "layer": 2}).json()
     assert len(loads["share"]) == 16 and len(loads["entropy"]) == len(loads["steps"])

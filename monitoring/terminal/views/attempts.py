@@ -15,8 +15,8 @@ from monitoring.terminal.plain import finish, goodput
 from monitoring.terminal.screen import DIM
 from monitoring.terminal.view import Key, Opens, RunView, empty
 from monitoring.terminal.watched import Watched
-from monitoring.terminal.words import clock, duration, plural
 from monitoring.text import clean
+from monitoring.words import clock, duration, plural
 
 # A letter for those who see no colour.
 LOOKS = {

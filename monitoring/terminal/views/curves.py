@@ -17,8 +17,8 @@ from monitoring.terminal.screen import DIM, LABEL, rule
 from monitoring.terminal.view import Key, Opens, View, empty, heading
 from monitoring.terminal.viewport import Viewport
 from monitoring.terminal.watched import Watched
-from monitoring.terminal.words import figure, plural
 from monitoring.text import clean
+from monitoring.words import figure, plural
 
 SMOOTHINGS = (0.0, 0.6, 0.9, 0.98)
 STYLES = ("cyan", "yellow", "green", "magenta", "blue", "red", "bright_cyan", "bright_yellow")

@@ -15,8 +15,8 @@ from monitoring.terminal.screen import DIM
 from monitoring.terminal.scroll import Scroll
 from monitoring.terminal.view import Key, Opens, RunView, empty
 from monitoring.terminal.watched import Watched
-from monitoring.terminal.words import duration, figure
 from monitoring.text import clean
+from monitoring.words import duration, figure
 
 TAIL = 1 << 16  # bytes of each rank's records in which its newest device record is looked for
 OLD = 60.0  # seconds after which a record's age is pointed out

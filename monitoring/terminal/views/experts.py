@@ -12,11 +12,12 @@ from monitoring.snapshot import Snapshot
 from monitoring.terminal.heat import Scale, columns, heat
 from monitoring.terminal.plot import Line, plot, window
 from monitoring.terminal.screen import DIM, rule
-from monitoring.terminal.view import Key, Opens, RunView, empty
+from monitoring.terminal.view import Key, Opens, empty
+from monitoring.terminal.views.mapped import NEWER, OLDER, Mapped
 from monitoring.terminal.watched import Watched
-from monitoring.terminal.words import count, plural
+from monitoring.words import count, plural
 
-LABEL, TAIL = 8, 8
+TAIL = 8  # columns right of the map
 SCALE = Scale(
     (0.0, 0.5, 0.8, 1.25, 2.0), "×·░▒▓█", "x.:+%#", ("bold red", "blue", "cyan", "green", "yellow", "bold bright_red")
 )
@@ -24,14 +25,14 @@ LABELS = ("nothing", "<0.5", "<0.8", "fair", ">1.25", ">2")
 PLOT = 4  # rows of a curve below the map, its title included
 
 
-class Experts(RunView):
+class Experts(Mapped):
     title = "experts"
     keys = (
         Key("[", "layer", "The layer before, after."),
         Key("]", "layer", shown=False),
         Key("o", "order", "By number, or what is sent most first."),
-        Key("+", "in", "The newer half of the steps that are seen; - shows more."),
-        Key("-", "out"),
+        NEWER,
+        OLDER,
         Key("up", "up", "Experts above, below; PgUp, PgDn.", shown=False),
     )
 
@@ -41,10 +42,6 @@ class Experts(RunView):
         self._layer: int | None = None
         self._loads: ExpertLoads | None = None
         self._by_load = False
-        self._part = 1.0
-        self._first = 0
-        self._page = 10
-        self._pointed: tuple[int, int] | None = None
 
     def gather(self) -> None:
         super().gather()
@@ -59,7 +56,7 @@ class Experts(RunView):
         loads = self._loads
         if loads is None or not loads.share.size:
             return empty("no loads of experts recorded: the model has none, or has not stepped yet", height)
-        begin = int(len(loads.steps) * (1 - self._part))
+        begin = self.begin(loads.steps)
         steps, share = loads.steps[begin:], loads.share[begin:].T
         last = np.nan_to_num(share[:, -1])
         order = list(range(len(share)))
@@ -69,11 +66,8 @@ class Experts(RunView):
         extras = [(name, values[begin:]) for name, values in (("entropy", loads.entropy), ("dropped", loads.dropped))]
         extras = [(name, values) for name, values in extras if np.isfinite(values).any() and np.nanmax(values) > 0]
         below = len(extras) * PLOT if height >= 12 + len(extras) * PLOT else 0
-        room = max(2, height - len(rows) - 2 - below)
-        self._page = room
-        self._first = max(0, min(self._first, len(order) - room))
-        shown = order[self._first : self._first + room]
-        cells = max(10, width - LABEL - TAIL)
+        shown = self.page(order, max(2, height - len(rows) - 2 - below))
+        cells = max(10, width - self.label - TAIL)
         low, high = float(steps[0]), float(steps[-1])
         drawn = heat(columns(steps, share[shown], cells, low, high), SCALE, unicode=unicode)
         for expert, cell in zip(shown, drawn, strict=True):
@@ -83,11 +77,10 @@ class Experts(RunView):
                 + cell
                 + Text(f" {last[expert]:5.2f}", "bold red" if strange else DIM)
             )
-        axis = f"{int(low):,}" + f"{int(high):,}".rjust(cells - len(f"{int(low):,}"))
-        rows.append(Text(" " * LABEL + axis, DIM))
+        rows.append(self.axis(steps, cells))
         if below:
             for name, values in extras:
-                rows += self._curve(name, steps, values, cells + LABEL, unicode)
+                rows += self._curve(name, steps, values, cells + self.label, unicode)
         rows.append(self._foot(len(order) - len(shown), len(order), shown, steps, share, cells))
         return rows
 
@@ -112,13 +105,10 @@ class Experts(RunView):
 
     def _foot(self, hidden: int, many: int, shown: list[int], steps: np.ndarray, share: np.ndarray, cells: int) -> Text:
         row = Text.assemble((f" {hidden} of {many} experts not seen" if hidden else f" {many} experts", DIM))
-        if self._pointed is not None:
-            column, line = self._pointed[0] - LABEL, self._pointed[1] - self.top - 2
-            if 0 <= column < cells and 0 <= line < len(shown):
-                at = steps[0] + (steps[-1] - steps[0]) * column / max(1, cells)
-                place = min(len(steps) - 1, int(np.searchsorted(steps, at)))
-                value = share[shown[line], place]
-                row.append(f" · expert {shown[line]} at step {steps[place]:,}: {value:.3f} of the fair share", "bold")
+        if (cell := self.under(len(shown), steps, cells)) is not None:
+            expert, place = shown[cell[0]], cell[1]
+            value = share[expert, place]
+            row.append(f" · expert {expert} at step {steps[place]:,}: {value:.3f} of the fair share", "bold")
         return row
 
     def press(self, key: str) -> Opens | None:
@@ -128,16 +118,4 @@ class Experts(RunView):
             self._loads = self.watched.experts.read(self._layer)
         elif key == "o":
             self._by_load = not self._by_load
-        elif key in ("+", "="):
-            self._part = max(1 / 1024, self._part / 2)
-        elif key == "-":
-            self._part = min(1.0, self._part * 2)
-        moves = {"up": -1, "down": 1, "pageup": -self._page, "pagedown": self._page, "home": -(1 << 30)}
-        self._first = max(0, self._first + moves.get(key, 0))
-        return None
-
-    def hover(self, x: int, y: int) -> None:
-        self._pointed = (x, y) if x >= 0 else None
-
-    def scroll(self, x: int, y: int, by: int) -> None:
-        self._first = max(0, self._first + 3 * by)
+        return super().press(key)

@@ -12,8 +12,8 @@ from monitoring.terminal.screen import DIM, SEVERITY_STYLES
 from monitoring.terminal.scroll import Scroll
 from monitoring.terminal.view import Key, Opens, RunView, empty
 from monitoring.terminal.watched import Watched
-from monitoring.terminal.words import clock, duration
 from monitoring.text import clean
+from monitoring.words import clock, duration
 
 
 class Findings(RunView):

@@ -12,8 +12,8 @@ from monitoring.terminal.pager import Pager, Search
 from monitoring.terminal.screen import DIM
 from monitoring.terminal.view import Key, Opens, RunView
 from monitoring.terminal.watched import Watched
-from monitoring.terminal.words import count
 from monitoring.text import clean
+from monitoring.words import count
 
 
 class Logs(RunView):

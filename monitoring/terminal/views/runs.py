@@ -12,8 +12,8 @@ from rich.text import Text
 from monitoring.terminal.screen import DIM, STATE_STYLES
 from monitoring.terminal.source import Entry, Source
 from monitoring.terminal.view import Key, Opens, View, empty
-from monitoring.terminal.words import count, duration, figure
 from monitoring.text import clean
+from monitoring.words import count, duration, figure
 
 LIVE = ("running", "completing", "pending", "queued", "requeued", "configuring", "submitting")
 

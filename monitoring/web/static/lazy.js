@@ -14,11 +14,13 @@ export function stepped(step) {
 export function lazy(node, load) {
   let last = 0,
     busy = false,
+    again = false, // asked for while busy: something else was chosen
     seen = false,
     at = NaN;
   const said = el("p", { class: "quiet", role: "status" });
   node.prepend(said);
   const call = async () => {
+    again = busy;
     if (busy) return;
     busy = true;
     try {
@@ -27,6 +29,7 @@ export function lazy(node, load) {
       said.textContent = error.message;
     }
     [last, at, busy] = [Date.now(), newest, false];
+    if (again) call();
   };
   new IntersectionObserver(
     (entries) => {
