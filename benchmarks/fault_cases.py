@@ -24,6 +24,7 @@ from tests.slurm import faults
 
 STEPS, SAVE_EVERY, EVALUATE_EVERY = 40, 10, 15
 UNTIL_A_LIMIT = 900  # steps: Slurm looks at time limits every 30 s
+UNTIL_PREEMPTED = 300  # steps: another job is submitted and scheduled meanwhile
 PATIENCE = 240.0
 
 
@@ -389,9 +390,21 @@ def cases(partition: str) -> list[Case]:
             steps=UNTIL_A_LIMIT,
         ),
         Case("time limit between two attempts", "start-up", frozenset({"crash"}), _between_attempts),
-        Case("preemption without grace", "step", requeued, _preempted, overrides=[f"job.partition={partition}"]),
         Case(
-            "preemption with grace", "step", requeued, _preempted_with_grace, overrides=[f"job.partition={partition}"]
+            "preemption without grace",
+            "step",
+            requeued,
+            _preempted,
+            overrides=[f"job.partition={partition}"],
+            steps=UNTIL_PREEMPTED,
+        ),
+        Case(
+            "preemption with grace",
+            "step",
+            requeued,
+            _preempted_with_grace,
+            overrides=[f"job.partition={partition}"],
+            steps=UNTIL_PREEMPTED,
         ),
         Case("slurmd and its steps killed", "step", frozenset({"node_failure"}), _node_dies),
         Case("supervisor killed", "step", frozenset({"crash"}), _supervisor_killed),
