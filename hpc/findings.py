@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TOLD = "told.json"  # in the run's folder: of which findings people were told, and when
 AGAIN = 24 * 3600.0  # seconds after which a finding that is still there is told again
 ACTED_ON = ("stall", "dead_rank", "held")
+EXITS = {"warning": 3, "critical": 4}  # 1 and 2 are failures and mistakes
 
 
 def snapshots(found: Sequence[Run]) -> list[tuple[Run, Snapshot]]:
@@ -36,6 +37,14 @@ def snapshots(found: Sequence[Run]) -> list[tuple[Run, Snapshot]]:
         except FileNotFoundError:  # removed meanwhile
             continue
     return read
+
+
+def status(found: Iterable[Finding]) -> int:
+    """The exit status that says how bad the worst of them is."""
+    from monitoring.findings import worst
+
+    highest = worst(found)
+    return 0 if highest is None else EXITS.get(highest.value, 0)
 
 
 def silence(run: Run, key: str, *, until: float | None) -> None:

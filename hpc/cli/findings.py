@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from monitoring.findings import Finding
 
 HELP = "what is wrong with runs: stalls, stragglers, spikes, experts, disks; for people and for cron"
-EXITS = {"warning": 3, "critical": 4}  # 1 and 2 are failures and mistakes
 STYLES = {"info": "dim", "warning": "yellow", "critical": "bold red"}
 
 
@@ -55,10 +54,7 @@ def main(argv: list[str]) -> int:
         print(json.dumps([{"run": run.id, "name": run.name, **finding.to_json()} for run, finding in found]))
     else:
         _print(found)
-    from monitoring.findings import worst
-
-    highest = worst(finding for _, finding in found)
-    return EXITS.get(highest.value, 0) if args.exit_code and highest is not None else 0
+    return findings.status(finding for _, finding in found) if args.exit_code else 0
 
 
 def _all(chosen: list[Run], args: argparse.Namespace) -> list[tuple[Run, Finding]]:

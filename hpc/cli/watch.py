@@ -31,18 +31,20 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one snapshot as JSON; of several a list")
     parser.add_argument("--plain", action="store_true", help="one plain snapshot, as in a pipe")
     parser.add_argument("--once", action="store_true", help="one look, on a terminal too; the same as --plain")
+    parser.add_argument(
+        "--exit-code", action="store_true", help="one look; status 3 if it shows a warning, 4 if something critical"
+    )
     parser.add_argument("--interval", type=float, default=0.5, metavar="S", help="seconds between two looks (0.5)")
     args = parser.parse_args(argv)
     if not 0 < args.interval < math.inf:
         raise Refused(f"--interval {args.interval:g}: must be above 0, such as 0.5")
     root = runs.root()
-    live = not (args.json or args.plain or args.once) and _is_terminal()
+    live = not (args.json or args.plain or args.once or args.exit_code) and _is_terminal()
     found = [_find(root, text) for text in args.run or ([] if live else ["last"])]
     if live:
         _watch(root, found, args.interval)
-    else:
-        _once(found, as_json=args.json)
-    return 0
+        return 0
+    return _once(found, args)
 
 
 def _find(root: Path, text: str) -> Run | Sweep:
@@ -84,16 +86,18 @@ def _watch(root: Path, found: Sequence[Run | Sweep], interval: float) -> None:
     watch(fleet, alone, Options(interval, unicode=_unicode()))
 
 
-def _once(found: Sequence[Run | Sweep], *, as_json: bool) -> None:
+def _once(found: Sequence[Run | Sweep], args: argparse.Namespace) -> int:
+    from hpc import findings
     from monitoring.terminal.plain import plain, to_json
 
     several = len(found) > 1 or not isinstance(found[0], Run)
-    looks = [reader(run)() for run in _runs(found)]
-    if as_json:
+    looks = [look for _, look in findings.snapshots(_runs(found))]
+    if args.json:
         values = [to_json(look) for look in looks]
-        print(json.dumps(values if several else values[0]))
+        print(json.dumps(values if several or not values else values[0]))
     else:
         print("\n\n".join(map(plain, looks)))
+    return findings.status(each for look in looks for each in look.findings) if args.exit_code else 0
 
 
 def _runs(found: Sequence[Run | Sweep]) -> list[Run]:

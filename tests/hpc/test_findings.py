@@ -44,9 +44,12 @@ def test_what_is_wrong_is_shown_with_what_to_type(stalled: Run, capsys: pytest.C
 
 
 def test_cron_sees_it_by_the_exit_status(stalled: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert shown(capsys, "last", "--exit-code")[0] == 4
+    looks = ("findings", "last", "--exit-code"), ("watch", "--once", "--exit-code"), ("watch", "--json", "--exit-code")
+    assert [main([*look]) for look in looks] == [4, 4, 4]
     write_json(stalled.folder / layout.STATE, {"state": "finished"})
-    assert shown(capsys, "last", "--exit-code")[0] == 0
+    assert [main([*look]) for look in looks] == [0, 0, 0]
+    capsys.readouterr()
+    assert main(["watch", "--once"]) == 0 and "tiny_moe" in capsys.readouterr().out
 
 
 def test_programs_get_a_list(stalled: Run, capsys: pytest.CaptureFixture[str]) -> None:

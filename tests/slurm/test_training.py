@@ -5,6 +5,9 @@ Four ranks on two nodes, fp32. The emulated cluster has four nodes, so that a ru
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 
@@ -14,6 +17,7 @@ from hpc import ledger, slurm
 from hpc.emulate import Emulation
 from hpc.runs import Run
 from hpc.waiting import outcome, settle
+from monitoring.tail import header
 from tests.slurm import training
 from tests.slurm.training import Submit, at_step, causes, ended, hpc, losses, lost, told
 
@@ -84,6 +88,33 @@ def test_a_node_that_dies_costs_the_steps_since_the_last_checkpoint(
     reached = first.step
     assert reached is not None
     assert lost(run) == reached - reached // 25 * 25
+
+
+def test_a_stall_that_nobody_else_noticed_is_acted_on(submit: Submit, undisturbed: dict[int, str]) -> None:
+    run = train(submit, 80, "job.silence=600", "train.watch.hang_seconds=5", "train.watch.hang_factor=3")
+    at_step(run, 0, 30)
+    for rank in range(4):  # their watchdogs stop with them
+        os.kill(_pid(run, rank), signal.SIGSTOP)
+    end = time.monotonic() + 90
+    while not (found := _findings(run, "stall")):
+        assert time.monotonic() < end, told(run)
+        time.sleep(2)
+    assert found[0]["severity"] == "critical" and causes(run) == [None]
+    hpc("findings", "--act", str(run.folder))
+    ended(run, 120)
+    done = json.loads((run.folder / "acted.jsonl").read_text())
+    assert done["done"] == f"job {run.job_id} was put back into the queue" and done["finding"]["kind"] == "stall"
+    assert causes(run)[-1] == "finished" and losses(run) == {step: undisturbed[step] for step in range(1, 81)}
+
+
+def _findings(run: Run, kind: str) -> list[dict[str, str]]:
+    return [each for each in json.loads(hpc("findings", "--json", str(run.folder))) if each["kind"] == kind]
+
+
+def _pid(run: Run, rank: int) -> int:
+    said = header(ledger.folder(run, 0), rank)
+    assert said is not None
+    return int(said["pid"])
 
 
 @pytest.mark.parametrize("site", ["emulation", "accounted"])
