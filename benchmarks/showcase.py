@@ -1,9 +1,10 @@
 """A real run with a history to look at: a time limit, a node that dies, a rank that is slow, on an emulated cluster.
 
-    python -m benchmarks.showcase FOLDER
+    python -m benchmarks.showcase FOLDER [--pictures docs/images]
 
 Leaves the run's folder in FOLDER/runs while its last attempt still trains on an emulated cluster, prints what was
-found, and waits for Enter (or ``--seconds``) before it ends the cluster. The pictures in docs/images are of it.
+found, and waits for Enter (or ``--seconds``) before it ends the cluster. ``--pictures`` takes those named showcase-*
+of both screens meanwhile.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks import pictures
 from benchmarks.fault_cases import Scene, hpc, places
 from benchmarks.report import progress
 from hpc import emulate, ledger, slurm
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seconds", type=float, help="to keep it running; otherwise until Enter")
+    parser.add_argument("--pictures", type=Path, help="a folder for pictures of the screens")
     args = parser.parse_args()
     folder = args.folder.absolute()
     os.environ.update(HPC_HOME=f"{folder}/h", HPC_RUNS=f"{folder}/runs", HPC_DATA=f"{folder}/data")
@@ -51,6 +54,9 @@ def main() -> None:
         _node_dies(scene)
         scene.until(lambda: len(ledger.history(run)) > 2 and _seen(run), 600)
         progress(hpc("findings", str(run.folder)))
+        if args.pictures:
+            pictures.terminal(run, args.pictures)
+            pictures.page(run, args.pictures / "showcase-web.png")
         progress(f"HPC_HOME={folder}/h HPC_RUNS={folder}/runs HPC_DATA={folder}/data hpc watch {run.id}")
         time.sleep(args.seconds) if args.seconds else input("Enter ends it ")
         hpc("cancel", "--now", str(run.folder))

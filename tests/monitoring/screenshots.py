@@ -33,23 +33,24 @@ def main() -> None:
         others = [generate(root / "llammlein" / f"20251121-07{n}000-77a{n}", shape) for n in range(3)]
 
         async def act(seen: Seen) -> None:
-            _save(seen, "watch-overview")
+            save(seen, IMAGES / "watch-overview.svg")
             await seen.press("2", "down", "down", "space", "s", "left", "left", "left")
-            _save(seen, "watch-curves")
+            save(seen, IMAGES / "watch-curves.svg")
             await seen.press("3")
-            _save(seen, "watch-ranks")
+            save(seen, IMAGES / "watch-ranks.svg")
             await seen.press("6")
-            _save(seen, "watch-attempts")
+            save(seen, IMAGES / "watch-attempts.svg")
 
         watched(act, Folders([run, *others], JOB), run, SIZE)
 
 
-def _save(seen: Seen, name: str) -> None:
+def save(seen: Seen, file: Path) -> None:
+    """What is on the screen now, as an SVG file."""
     picture = seen.app.export_screenshot(title="hpc watch", simplify=True)
     # The page that shows it must not fetch a font from elsewhere.
     picture = re.sub(r"\s*@font-face \{.*?\}", "", picture, flags=re.S)
     picture = re.sub(r"terminal-\d+", "terminal", picture)  # the same each time
-    (IMAGES / f"{name}.svg").write_text(picture, encoding="utf-8")
+    file.write_text(picture, encoding="utf-8")
 
 
 if __name__ == "__main__":
