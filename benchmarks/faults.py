@@ -38,7 +38,7 @@ from benchmarks.fault_cases import (
     hpc,
     places,
 )
-from benchmarks.report import Figure, progress, report
+from benchmarks.report import Figure, progress, report, unwind_when_terminated
 from hpc import emulate, ledger, slurm
 from hpc.compose import cluster
 from hpc.runs import Run
@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--soak", type=int, default=50, help="random faults in one run (50)")
     parser.add_argument("--markdown", type=Path, help="write the table there")
     args = parser.parse_args()
+    unwind_when_terminated()
     with tempfile.TemporaryDirectory(prefix="faults", dir="/tmp") as name:
         folder = Path(name)
         os.environ.update(HPC_HOME=f"{folder}/h", HPC_RUNS=f"{folder}/runs", HPC_DATA=f"{folder}/data")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from dataclasses import asdict, dataclass
 
@@ -24,6 +25,12 @@ class Figure:
             return None
         relation, bound = self.goal.split()
         return self.value >= float(bound) if relation == ">=" else self.value <= float(bound)
+
+
+def unwind_when_terminated() -> None:
+    """Let SIGTERM and SIGHUP end what was started, as an error would: a cluster, a mount."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
 
 
 def progress(text: str) -> None:

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.report import Figure, report
+from benchmarks.report import Figure, report, unwind_when_terminated
 from hpc import emulate, ledger, slurm
 from hpc.compose import cluster
 from hpc.runs import Run
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--rounds", type=int, default=7, help="restarts measured per scheduler (7); submitit: one")
     args = parser.parse_args()
+    unwind_when_terminated()
     with tempfile.TemporaryDirectory(prefix="restart", dir="/tmp") as folder:
         os.environ.update(HPC_HOME=f"{folder}/h", HPC_RUNS=f"{folder}/runs", HPC_DATA=f"{folder}/data")
         _prepare()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks import pictures
 from benchmarks.fault_cases import Scene, hpc, places
-from benchmarks.report import progress
+from benchmarks.report import progress, unwind_when_terminated
 from hpc import emulate, ledger, slurm
 from hpc.compose import cluster
 from hpc.runs import Run
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="to keep it running; otherwise until Enter")
     parser.add_argument("--pictures", type=Path, help="a folder for pictures of the screens")
     args = parser.parse_args()
+    unwind_when_terminated()
     folder = args.folder.absolute()
     os.environ.update(HPC_HOME=f"{folder}/h", HPC_RUNS=f"{folder}/runs", HPC_DATA=f"{folder}/data")
     with emulate.emulated(

@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.report import Figure, progress, report
+from benchmarks.report import Figure, progress, report, unwind_when_terminated
 from hpc import compose, emulate, slurm
 
 CLUSTER = "noctua2"
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=6, help="of the emulated cluster, to the end")
     parser.add_argument("--per-node", type=int, default=1, metavar="N", help="runs that share a node, to the end")
     args = parser.parse_args()
+    unwind_when_terminated()
     if args.to_the_end:
         report(_to_the_end(args.runs or 2500, args.nodes, args.per_node), as_json=args.json)
         return
