@@ -19,14 +19,20 @@ if TYPE_CHECKING:
     from monitoring.findings import Finding
     from monitoring.snapshot import JobState, Snapshot
 
-TOLD = "told.json"  # in the run's folder: of which findings people were told, and when
+TOLD = "told.json"  # in the run's folder: of which findings people were told, when, and how bad they were
 AGAIN = 24 * 3600.0  # seconds after which a finding that is still there is told again
+GONE = 3600.0  # seconds for which one is not there any more, and new when it comes again
+RELEASED = "launch failed"  # the only jobs that are released: of others a person wanted that they are held
 ACTED_ON = ("stall", "dead_rank", "held")
 EXITS = {"warning": 3, "critical": 4}  # 1 and 2 are failures and mistakes
 
 
-def snapshots(found: Sequence[Run]) -> list[tuple[Run, Snapshot]]:
-    """Each run as it is now, judged; Slurm is asked once for all. A folder that is no run any more is left out."""
+def snapshots(found: Sequence[Run], say: Callable[[Run, str], None]) -> list[tuple[Run, Snapshot]]:
+    """Each run as it is now, judged; Slurm is asked once for all.
+
+    A folder that is no run any more is left out. So is one that cannot be read, of which something is said: it must
+    not keep anybody from hearing of the others.
+    """
     from hpc.queue import states
     from monitoring.reader import Reader
 
@@ -36,6 +42,8 @@ def snapshots(found: Sequence[Run]) -> list[tuple[Run, Snapshot]]:
             read.append((run, Reader(run.folder).read(jobs.get(run.folder))))
         except FileNotFoundError:  # removed meanwhile
             continue
+        except Exception as error:
+            say(run, f"cannot be judged: {type(error).__name__}: {error}")
     return read
 
 
@@ -72,26 +80,30 @@ def speak(run: Run, key: str) -> None:
 
 
 def tell(run: Run, found: Iterable[Finding], say: Callable[[str], None], now: float | None = None) -> list[Finding]:
-    """Send the findings that nobody was told of yet to where ``notify`` of the run's configuration says.
+    """Send the findings that nobody was told of yet, or that got worse, to where ``notify`` of the configuration says.
 
-    Those of severity info are not sent. Returns what was sent, or tried to be.
+    Those of severity info are not sent. Returns what was sent.
     """
     from hpc import notify
 
     now = time.time() if now is None else now
-    config = run.config()
-    told: dict[str, Any] = read_json(run.folder / TOLD) or {}
-    due = [
-        finding
-        for finding in found
-        if finding.severity.rank and not finding.silenced and now - _number(told.get(finding.key)) > AGAIN
-    ]
-    if not due or not (config.notify.webhook or config.notify.mail):
-        return []
-    for finding in due:
-        notify.send(config.notify, _message(run, finding), say)
-    write_json(run.folder / TOLD, told | {finding.key: now for finding in due})
-    return due
+    loud = [finding for finding in found if finding.severity.rank and not finding.silenced]
+    before: dict[str, Any] = read_json(run.folder / TOLD) or {}
+    told = {key: each for key, each in before.items() if isinstance(each, dict) and now - _number(each, "seen") < GONE}
+    told |= {each.key: before[each.key] | {"seen": now} for each in loud if isinstance(before.get(each.key), dict)}
+    due = [each for each in loud if _is_due(each, told.get(each.key), now)]
+    given = run.config().notify if due else None
+    sent = []
+    if given is not None and (given.webhook or given.mail):
+        sent = [each for each in due if notify.send(given, _message(run, each), say)]
+    told |= {each.key: {"at": now, "seen": now, "severity": each.severity.rank} for each in sent}
+    if told != before:
+        write_json(run.folder / TOLD, told)
+    return sent
+
+
+def _is_due(finding: Finding, told: dict[str, Any] | None, now: float) -> bool:
+    return told is None or now - _number(told, "at") > AGAIN or finding.severity.rank > _number(told, "severity")
 
 
 def _message(run: Run, finding: Finding) -> dict[str, Any]:
@@ -111,10 +123,10 @@ def act(run: Run, found: Iterable[Finding], job: JobState | None) -> str | None:
     cause = next((f for f in found if f.kind in ACTED_ON and f.severity.value == "critical" and not f.silenced), None)
     if cause is None or job is None:
         return None
-    if job.state == "RUNNING":
+    if job.state == "RUNNING" and cause.kind != "held":
         taken = slurm.requeue(job.job_id, controller(run))
         done = f"job {job.job_id} was put back into the queue" if taken else f"Slurm did not put job {job.job_id} back"
-    elif cause.do.startswith("scontrol release"):
+    elif cause.kind == "held" and RELEASED in job.reason.lower().replace("_", " "):
         slurm.release([job.job_id], controller(run))
         done = f"job {job.job_id} was released"
     else:
@@ -132,7 +144,8 @@ def _person() -> str:
         return "unknown"
 
 
-def _number(value: Any) -> float:
+def _number(entry: dict[str, Any], name: str) -> float:
+    value = entry.get(name)
     return float(value) if isinstance(value, int | float) else 0.0
 
 

@@ -48,17 +48,20 @@ def ended(run: Run, config: Config, say: Callable[[str], None], patience: float 
         say(f"no notification: {type(error).__name__}")
 
 
-def send(given: NotifyConfig, message: dict[str, Any], say: Callable[[str], None], patience: float = PATIENCE) -> None:
-    """Send a message everywhere that is asked for, and say what became of it. Returns within ``patience`` seconds."""
+def send(given: NotifyConfig, message: dict[str, Any], say: Callable[[str], None], patience: float = PATIENCE) -> bool:
+    """Send a message everywhere that is asked for, and say what became of it. Returns within ``patience`` seconds.
+
+    Returns whether it reached somebody.
+    """
     ways: dict[str, Callable[[], None]] = {}
     if given.webhook:
         ways["notify.webhook"] = partial(post, given.webhook, message, patience)
     if given.mail:
         ways["notify.mail"] = partial(mail, given, message, patience)
-    _side_by_side(ways, say, patience)
+    return _side_by_side(ways, say, patience)
 
 
-def _side_by_side(ways: dict[str, Callable[[], None]], say: Callable[[str], None], patience: float) -> None:
+def _side_by_side(ways: dict[str, Callable[[], None]], say: Callable[[str], None], patience: float) -> bool:
     results: dict[str, str] = {}
 
     def attempt(name: str, way: Callable[[], None]) -> None:
@@ -79,6 +82,7 @@ def _side_by_side(ways: dict[str, Callable[[], None]], say: Callable[[str], None
         thread.join(max(0.0, end - time.monotonic()))
     for name in ways:
         say(f"{name}: {results.get(name, f'not sent: no answer within {patience:.0f} s')}")
+    return "sent" in results.values()
 
 
 def payload(run: Run, config: Config) -> dict[str, Any]:

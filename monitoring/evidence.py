@@ -17,8 +17,11 @@ from monitoring.recorder import metric
 from monitoring.snapshot import ExpertLoad, Snapshot
 from monitoring.tail import RecordTail
 
-TAIL = 1 << 16  # bytes of a rank's records that are read of a file that is already long
+TAIL = 1 << 18  # bytes of a rank's records that are read of a file that is already long: of a hang hours of samples
 RECENT = 32  # summaries of a rank, and loads of a layer, that are kept
+SAMPLES = 128  # of a rank's device that are kept: 20 minutes
+LATE = 30.0  # seconds by which the clocks of Slurm and of a node may differ
+TRAINING = "jobs.train.Train"  # the kind of job whose configuration says how long it trains
 _WATCH = {"hang_seconds": 300.0, "hang_factor": 10.0}  # where the configuration does not say
 
 
@@ -71,8 +74,17 @@ class Evidence:
     def live(self) -> bool:
         """Ranks are at work, as far as anybody says."""
         said = self.snapshot.job.state if self.snapshot.job is not None else self.snapshot.state
-        attempts = self.snapshot.attempts
-        return said.lower() == "running" and bool(attempts) and attempts[-1].ended is None
+        attempts, job = self.snapshot.attempts, self.snapshot.job
+        if said.lower() != "running" or not attempts or attempts[-1].ended is not None:
+            return False
+        began, started = attempts[-1].began, None if job is None else job.started
+        return began is None or started is None or began > started - LATE  # else it is of the job's start before
+
+    @property
+    def trains(self) -> bool:
+        """The job is a training of this project's, whose records and silences have a meaning that is known."""
+        job = self.config.get("job")
+        return not isinstance(job, Mapping) or job.get("_target_", TRAINING) == TRAINING
 
     def curve(self, name: str) -> Series:
         return self.series.get(name) or _series()
@@ -105,7 +117,7 @@ class Gathering:
         stretches = [stretch for stretch in history.stretches() if stretch.kept]
         live = history.attempts[-1] if history.attempts else None
         self._read(live.folder if live else None)
-        nodes = snapshot.attempts[-1].nodes if snapshot.attempts else ()
+        nodes = {rank: snapshot.attempts[-1].node(rank) for rank in self._tails} if snapshot.attempts else {}
         return Evidence(
             snapshot=snapshot,
             steps=np.concatenate([np.array(each.steps[: each.kept]) for each in stretches] or [np.empty(0, np.int64)]),
@@ -113,7 +125,7 @@ class Gathering:
             series={name: history.series(name) for name in history.names()},
             events=tuple(live.events) if live else (),
             began=snapshot.attempts[-1].began if snapshot.attempts else None,
-            pulses=tuple(self._pulse(rank, nodes, len(self._tails)) for rank in sorted(self._tails)),
+            pulses=tuple(self._pulse(rank, nodes.get(rank, "")) for rank in sorted(self._tails)),
             loads={layer: tuple(found) for layer, found in self._loads.items()},
             disk=_disk(self.run),
             config=config,
@@ -128,13 +140,14 @@ class Gathering:
         for rank in layout.recorded_ranks(attempt):
             if rank not in self._tails:
                 self._tails[rank] = RecordTail(layout.rank_records(attempt, rank), begin=TAIL)
-                self._rows[rank], self._devices[rank] = deque(maxlen=RECENT), deque(maxlen=RECENT)
+                self._rows[rank], self._devices[rank] = deque(maxlen=RECENT), deque(maxlen=SAMPLES)
             for found in self._tails[rank].read():
                 if found.again:
                     self._rows[rank].clear()
                     self._devices[rank].clear()
                 for record in found.items:
-                    if record["kind"] == "rank" and type(record.get("step")) is int:
+                    step = record.get("step")
+                    if record["kind"] == "rank" and type(step) is int and step.bit_length() < 64:
                         self._rows[rank].append(record)
                     elif record["kind"] == "device":
                         self._devices[rank].append(record)
@@ -148,7 +161,8 @@ class Gathering:
                 self._loads = {}
             for record in found.items:
                 layer, step, first, load = (record.get(name) for name in ("layer", "step", "first", "load"))
-                if not (type(layer) is int and type(step) is int and isinstance(load, list)):
+                good = isinstance(load, list) and {*map(type, load)} == {int} and min(load) >= 0
+                if not (good and type(layer) is int and type(step) is int and record["kind"] == "experts"):
                     continue
                 loads = self._loads.setdefault(layer, deque(maxlen=RECENT))
                 if not first:
@@ -156,13 +170,12 @@ class Gathering:
                 elif loads and loads[-1].step == step and len(loads[-1].tokens) == first:
                     loads[-1] = ExpertLoad(layer, step, (*loads[-1].tokens, *load))
 
-    def _pulse(self, rank: int, nodes: Sequence[str], ranks: int) -> Pulse:
+    def _pulse(self, rank: int, node: str) -> Pulse:
         rows = self._rows[rank]
         names = dict.fromkeys(name for row in rows for name in row if name not in ("seq", "t", "kind", "step"))
-        per_node = max(1, -(-ranks // len(nodes))) if nodes else 1
         return Pulse(
             rank=rank,
-            node=nodes[rank // per_node] if rank // per_node < len(nodes) else "",
+            node=node,
             times=np.array([row["t"] for row in rows], float),
             steps=np.array([row["step"] for row in rows], np.int64),
             metrics={name: np.array([_value(row, name) for row in rows], float) for name in names},

@@ -11,7 +11,7 @@ from typing import Any
 
 from monitoring import layout
 from monitoring.detectors import detect
-from monitoring.evidence import Gathering
+from monitoring.evidence import TRAINING, Gathering
 from monitoring.findings import Finding, silenced
 from monitoring.history import History, attempt_row, read_json
 from monitoring.outlook import Outlook, outlook
@@ -19,7 +19,6 @@ from monitoring.snapshot import ENDED, Attempt, ExpertLoad, JobState, Snapshot
 from monitoring.spent import account
 from monitoring.tail import TextTail
 
-TRAINING = "jobs.train.Train"  # the kind of job whose configuration says how long it trains
 OUTLOOK_EVERY = 5.0  # seconds between two looks at a whole history
 JUDGE_EVERY = 10.0  # seconds between two judgements
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hpc import runs
 from hpc.errors import Refused
+from hpc.slurm import SlurmError
 
 if TYPE_CHECKING:
     from hpc.runs import Run
@@ -61,12 +62,15 @@ def _all(chosen: list[Run], args: argparse.Namespace) -> list[tuple[Run, Finding
     from hpc import findings
 
     found = []
-    for run, snapshot in findings.snapshots(chosen):
+    for run, snapshot in findings.snapshots(chosen, _say):
         found += [(run, finding) for finding in snapshot.findings]
-        if args.notify:
-            findings.tell(run, snapshot.findings, lambda text, run=run: _say(run, text))
-        if args.act and (done := findings.act(run, snapshot.findings, snapshot.job)):
-            _say(run, done)
+        try:
+            if args.notify:
+                findings.tell(run, snapshot.findings, lambda text, run=run: _say(run, text))
+            if args.act and (done := findings.act(run, snapshot.findings, snapshot.job)):
+                _say(run, done)
+        except (Refused, SlurmError, OSError) as error:  # the others' turn comes all the same
+            _say(run, str(error))
     return found
 
 

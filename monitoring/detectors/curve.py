@@ -87,7 +87,8 @@ def divergence(evidence: Evidence) -> Iterator[Finding]:
         "divergence",
         Severity.critical,
         f"the loss has risen since step {steps[best]:,}",
-        f"median {tail[-1]:.4g} of the last {BLOCK} steps, {medians[best]:.4g} at step {steps[best]:,}",
+        f"median {tail[-1]:.4g} of the last {steps[-1] - steps[-2]:,} steps, "
+        f"{medians[best]:.4g} at step {steps[best]:,}",
         since=evidence.when(steps[begun]),
         do=f"stop it and go on from a checkpoint before step {steps[best]:,}, gentler: "
         f"hpc cancel RUN; hpc fork RUN --step {steps[best]} optim.lr=...",
@@ -98,7 +99,9 @@ def plateau(evidence: Evidence) -> Iterator[Finding]:
     """A loss that has gained nothing for long, while the learning rate would still let it."""
     loss, rate = _finite(evidence.curve("loss")), evidence.curve("lr")
     steps, medians = _blocks(loss)
-    tail = max(int(len(medians) * FLAT_SHARE), FLAT_STEPS // BLOCK)
+    if len(medians) < 2:
+        return
+    tail = max(int(len(medians) * FLAT_SHARE), FLAT_STEPS // int(steps[1] - steps[0]))
     if len(medians) < 2 * tail or not len(rate.values) or rate.values[-1] < 0.1 * np.nanmax(rate.values):
         return
     late = medians[-tail:]
@@ -110,7 +113,7 @@ def plateau(evidence: Evidence) -> Iterator[Finding]:
             "plateau",
             Severity.info,
             f"the loss has not fallen since step {steps[-tail]:,}",
-            f"median {late[0]:.4g} there, {late[-1]:.4g} now, over {tail * BLOCK:,} steps",
+            f"median {late[0]:.4g} there, {late[-1]:.4g} now, over {tail * int(steps[1] - steps[0]):,} steps",
             since=evidence.when(steps[-tail]),
             do="compare with a run of another optim.lr: hpc watch RUN OTHER",
         )

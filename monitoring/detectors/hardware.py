@@ -25,13 +25,13 @@ def idle_gpu(evidence: Evidence) -> Iterator[Finding]:
     for pulse in evidence.pulses:
         times, used = _device(pulse, "gpu_util")
         recent = used[times > evidence.now - IDLE_SECONDS]
-        if len(recent) >= SAMPLES and times[0] < evidence.now - IDLE_SECONDS / 2 and recent.max() < IDLE:
+        if len(recent) >= SAMPLES and times[0] <= evidence.now - IDLE_SECONDS and recent.max() < IDLE:
             yield Finding(
                 "idle_gpu",
                 Severity.warning,
                 f"the GPU of rank {pulse.rank} is idle",
                 f"at most {recent.max():.0%} in use in {len(recent)} samples of {IDLE_SECONDS / 60:.0f} min",
-                since=float(times[0]),
+                since=float(times[used >= IDLE][-1]) if (used >= IDLE).any() else float(times[0]),
                 node=pulse.node,
                 rank=pulse.rank,
                 do=f"hpc logs RUN --rank {pulse.rank}; hpc profile RUN shows what a step waits for",

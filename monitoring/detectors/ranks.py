@@ -12,6 +12,16 @@ from monitoring.ranks import ALONE
 
 STARTING = 1800.0  # seconds for which a first step is waited: a compiler, the first use of every communicator
 SAVING = 3600.0  # seconds for which a checkpoint is waited
+# What may take that long, by the last event that tells of it.
+LONG = {
+    "sources": "a checkpoint that waits for the one before",
+    "checkpoint_begin": "a checkpoint that is being written",
+    "stop": "a run that stops",
+    "spike": "a run that goes back to a checkpoint",
+    "profile": "a profile that is being written",
+    "finished": "a run that ends",
+    "stopped": "a run that ends",
+}
 SLACK = 30.0  # seconds by which the monitor waits longer than the ranks' own watchdog
 SLOW = 1.3  # times the median of the ranks that a straggler takes
 DEAR = 0.05  # share of a step that its slowness costs the others at least
@@ -22,8 +32,11 @@ WINDOW = 50  # steps whose median is the speed now
 
 
 def stall(evidence: Evidence) -> Iterator[Finding]:
-    """No step for longer than anything that the trainer has said it is doing may take."""
-    if not evidence.live:
+    """No step for longer than anything that the trainer has said it is doing may take.
+
+    Only of trainings whose ranks watch over themselves: what else may be silent for how long, nobody has said.
+    """
+    if not evidence.live or not evidence.trains or evidence.watch("hang_factor") <= 0:
         return
     began = evidence.began or evidence.now
     times = evidence.times[evidence.times >= began][-64:]
@@ -51,8 +64,8 @@ def _promised(evidence: Evidence, usual: float, *, stepped: bool) -> tuple[str, 
     behind = bool(evidence.events) and float(evidence.events[-1]["t"]) > newest
     if not stepped:
         return "a run that is starting", STARTING + SLACK
-    if behind and last == "checkpoint_begin":
-        return "a checkpoint that is being written", SAVING + SLACK
+    if behind and last in LONG:
+        return LONG[last], SAVING + SLACK
     if behind and last == "evaluation_begin":
         known = evidence.curve("evaluation_s").values
         return "an evaluation", max(patience, (3 * float(np.max(known)) if len(known) else SAVING) + SLACK)
@@ -64,6 +77,7 @@ def dead_rank(evidence: Evidence) -> Iterator[Finding]:
     told = [pulse for pulse in evidence.pulses if len(pulse.times)]
     if not evidence.live or len(told) < 2:
         return
+    yield from _never_told(evidence, told)
     newest = max(pulse.steps[-1] for pulse in told)
     every = float(np.median([np.median(np.diff(p.steps)) for p in told if len(p.steps) > 1] or [np.inf]))
     ages = np.array([evidence.now - pulse.times[-1] for pulse in told])
@@ -80,6 +94,27 @@ def dead_rank(evidence: Evidence) -> Iterator[Finding]:
                 rank=pulse.rank,
                 do=f"hpc logs RUN --rank {pulse.rank}",
             )
+
+
+def _never_told(evidence: Evidence, told: list[Pulse]) -> Iterator[Finding]:
+    """Ranks that the attempt has, and that did not say a word while most of the others did."""
+    attempt = evidence.snapshot.attempts[-1]
+    size = attempt.world_size or 0
+    silent = sorted({*range(size)} - {pulse.rank for pulse in evidence.pulses})
+    if 2 * len(told) <= size or min(len(pulse.times) for pulse in told) < 5:
+        return
+    first = min(float(pulse.times[0]) for pulse in told)
+    for rank in silent[:8]:
+        yield Finding(
+            "dead_rank",
+            Severity.critical,
+            f"rank {rank} has never said anything",
+            f"{len(told)} of {size} ranks have, since {_span(evidence.now - first)}",
+            since=first,
+            node=attempt.node(rank),
+            rank=rank,
+            do=f"hpc logs RUN --rank {rank}",
+        )
 
 
 def straggler(evidence: Evidence) -> Iterator[Finding]:

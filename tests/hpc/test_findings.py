@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,8 @@ from hpc.compose import compose
 from hpc.runs import Run, write_json
 from monitoring import layout
 from monitoring.findings import Finding, Severity
+from monitoring.reader import Reader
+from monitoring.snapshot import JobState, Snapshot
 from tests.hpc.test_notify import Hook, serving
 from tests.monitoring.generate import Shape, Try, generate
 
@@ -78,7 +82,7 @@ def test_mistakes_are_told(stalled: Run, words: list[str], capsys: pytest.Captur
 
 def test_a_new_finding_is_sent_once(stalled: Run, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(ThreadingHTTPServer(("127.0.0.1", 0), Hook)) as hook:
-        config = compose(["job=hello", f"notify.webhook=http://127.0.0.1:{hook.server_address[1]}/hook"])
+        config = compose([f"notify.webhook=http://127.0.0.1:{hook.server_address[1]}/hook"])
         from omegaconf import OmegaConf
 
         stalled.config_file.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
@@ -86,6 +90,66 @@ def test_a_new_finding_is_sent_once(stalled: Run, capsys: pytest.CaptureFixture[
         assert shown(capsys, "last", "--notify")[2] == ""
         ((_, _, message),) = hook.taken
     assert message["kind"] == "stall" and stalled.id in message["text"] and message["next"].startswith("hpc explain")
+
+
+def test_what_got_worse_or_came_again_is_sent_again(stalled: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def send(given: object, message: dict[str, Any], say: object) -> bool:
+        tried.append(message["kind"])
+        return len(tried) > 1  # the first does not arrive
+
+    monkeypatch.setattr("hpc.notify.send", send)
+    from omegaconf import OmegaConf
+
+    stalled.config_file.write_text(OmegaConf.to_yaml(OmegaConf.structured(compose(["notify.webhook=http://x/hook"]))))
+    warning = Finding("not_finite", Severity.warning, "x", "y", since=0.0)
+    worse = replace(warning, severity=Severity.critical)
+
+    def tell(minutes: float, *found: Finding) -> int:
+        return len(findings.tell(stalled, found, lambda text: None, now=1e9 + 60 * minutes))
+
+    assert [tell(0, warning), tell(10, warning), tell(20, warning)] == [0, 1, 0]
+    assert [tell(30, worse), tell(40, worse), tell(50, warning)] == [1, 0, 0]
+    assert [tell(60), tell(70, worse)] == [0, 0]  # gone for a moment only
+    assert [tell(200), tell(300, worse), tell(30 * 60, worse)] == [0, 1, 1]
+
+
+def test_a_run_that_cannot_be_judged_keeps_nobody_from_hearing_of_others(
+    stalled: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = generate(stalled.folder.parent / "20260309-115900-0001", Shape((Try(0, 60),), layers=()))
+    write_json(other / layout.STATE, {"state": "running", "cluster": "local"})
+    read = Reader.read
+
+    def odd(self: Reader, *given: Any) -> Snapshot:
+        if self.run == other:
+            raise KeyError("odd")
+        return read(self, *given)
+
+    monkeypatch.setattr(Reader, "read", odd)
+    status, out, err = shown(capsys)
+    assert status == 0 and "nothing for" in out and f"{other.name}: cannot be judged: KeyError" in err
+
+
+@pytest.mark.parametrize(
+    ("reason", "done"),
+    [
+        ("launch failed requeued held", True),
+        ("launch_failed_requeued_held", True),
+        ("JobHeldUser", False),
+        ("job requeued in held state", False),
+    ],
+)
+def test_only_a_launch_that_failed_is_released(
+    stalled: Run, monkeypatch: pytest.MonkeyPatch, reason: str, done: bool
+) -> None:
+    released: list[str] = []
+    monkeypatch.setattr("hpc.slurm.release", lambda jobs, environment: released.extend(jobs))
+    job = JobState("17", "PENDING", reason)
+    reader = Reader(stalled.folder).read(job)
+    assert [each.kind for each in reader.findings if each.severity is Severity.critical] == ["held"]
+    assert (findings.act(stalled, reader.findings, job) is not None) == done == (released == ["17"])
 
 
 def test_nothing_is_done_to_a_run_that_slurm_does_not_run(stalled: Run) -> None:

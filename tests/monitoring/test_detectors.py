@@ -157,6 +157,45 @@ def test_silence_is_a_stall_only_beyond_what_the_trainer_allows_itself() -> None
     assert not found(300, {"event": "checkpoint", "t": last + 0.1}) and found(400, {"event": "checkpoint", "t": last})
 
 
+@pytest.mark.parametrize("event", ["sources", "spike", "stop", "finished", "profile"])
+def test_what_the_trainer_allows_itself_an_hour_for_is_no_stall(event: str) -> None:
+    told = {"event": event, "t": BEGAN + 20 + 200 + 0.1}
+    assert not list(ranks.stall(evidence(healthy(200, 0), late=3000, events=[told])))
+    assert list(ranks.stall(evidence(healthy(200, 0), late=4000, events=[told])))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"job": {"_target_": "jobs.prepare.Prepare"}},
+        {"job": {"_target_": "jobs.command.Command"}},
+        {"train": {"watch": {"hang_factor": 0.0}}},
+    ],
+)
+def test_of_what_nobody_promised_nothing_is_a_stall(config: dict[str, object]) -> None:
+    assert not list(ranks.stall(evidence(healthy(200, 0), late=9000, config=config)))
+    assert not list(ranks.stall(evidence({}, late=9000, config=config)))
+
+
+def test_an_attempt_of_the_start_before_is_not_judged() -> None:
+    given = evidence(healthy(200, 0), late=4000)
+
+    def judged(started: float | None) -> bool:
+        job = JobState("7", "RUNNING", started=started)
+        return bool(list(ranks.stall(replace(given, snapshot=replace(given.snapshot, job=job)))))
+
+    assert judged(None) and judged(BEGAN - 5) and judged(BEGAN + 2)
+    assert not judged(BEGAN + 3900)  # requeued: its new attempt has not said yet that it began
+
+
+def test_a_rank_that_never_said_a_word_is_named() -> None:
+    given = evidence(healthy(310, 0), pulses=[each for each in pulses() if each.rank != 1])
+    attempt = Attempt(0, began=BEGAN, nodes=("a", "b"), world_size=4)
+    (found,) = ranks.dead_rank(replace(given, snapshot=replace(given.snapshot, attempts=(attempt,))))
+    assert (found.rank, found.node) == (1, "a") and "never" in found.title
+    assert not list(ranks.dead_rank(given))  # nobody said how many there are
+
+
 def test_a_start_is_given_time_and_a_run_that_waits_for_nodes_does_not_stall() -> None:
     assert not list(ranks.stall(evidence({}, late=1500)))
     assert list(ranks.stall(evidence({}, late=2000)))
@@ -192,7 +231,7 @@ def test_experts_that_get_nothing_and_routers_that_use_few() -> None:
 
 def device(rank: int, **fields: float) -> Pulse:
     now = BEGAN + 21
-    records = [{"t": now - 590 + 10 * n, **fields} for n in range(59)]
+    records = [{"t": now - 620 + 10 * n, **fields} for n in range(62)]
     return Pulse(rank, "a", np.empty(0), np.empty(0, np.int64), {}, records)
 
 

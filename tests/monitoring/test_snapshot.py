@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from monitoring import layout
+from monitoring.evidence import Gathering
 from monitoring.reader import Reader
 from monitoring.snapshot import JobState
 from tests.monitoring.generate import BATCH, START, Shape, Try, generate, loss
@@ -93,3 +95,23 @@ def test_a_second_look_takes_what_is_new(tmp_path: Path) -> None:
     shutil.copytree(layout.attempt_folder(more, 1), layout.attempt_folder(run, 1))
     snapshot = reader.read()
     assert (snapshot.step, snapshot.lost_steps, len(snapshot.attempts)) == (90, 20, 2)
+
+
+def test_the_goodput_of_a_run_that_is_over_stays_what_it_was(tmp_path: Path) -> None:
+    """Also where the supervisor died, and nobody wrote when the attempt ended."""
+    run = generate(tmp_path / "run", Shape((Try(0, 60),), layers=()))
+    (run / layout.STATE).write_text(json.dumps({"state": "cancelled"}))
+    first, later = (Reader(run).read(now=START + after).outlook for after in (300, 86_400))
+    assert first.seconds == later.seconds and first.ettr == later.ettr
+    assert first.ettr is not None and first.ettr > 0.5
+
+
+def test_a_rank_without_a_file_moves_no_other_to_another_node(tmp_path: Path) -> None:
+    run = generate(tmp_path / "run", Shape((Try(0, 60),), world_size=4, layers=()))
+    for rank in (2, 3):
+        layout.rank_records(layout.attempt_folder(run, 0), rank).unlink()
+    reader = Reader(run)
+    snapshot = reader.read(now=START + 100)
+    pulses = Gathering(run).gather(snapshot, reader.history, {}).pulses
+    assert [each.node for each in pulses] == [snapshot.attempts[-1].node(0), snapshot.attempts[-1].node(1)]
+    assert len({each.node for each in pulses}) == 1
