@@ -108,7 +108,7 @@ def _is_due(finding: Finding, told: dict[str, Any] | None, now: float) -> bool:
 
 def _message(run: Run, finding: Finding) -> dict[str, Any]:
     where = run.cluster + (" (EMULATED)" if run.emulated else "")
-    text = f"{run.name}/{run.id} on {where}: {finding.severity.value}: {finding.title} ({finding.evidence})"
+    text = f"{run.name}/{run.id} on {where}: {finding.severity.value}: {finding.headline} ({finding.evidence})"
     fields = {key: value for key, value in finding.to_json().items() if key not in ("silenced", "do")}
     said = {"run": run.id, "name": run.name, "state": finding.title, **fields}
     return {**said, "folder": str(run.folder), "next": finding.do.replace("RUN", run.id), "text": text}

@@ -41,6 +41,11 @@ class Finding:
         who = [self.node, "" if self.rank is None else f"rank-{self.rank}", self.about]
         return ":".join([self.kind, *(each for each in who if each)])
 
+    @property
+    def headline(self) -> str:
+        """The title, with the node where that does not name it."""
+        return self.title if not self.node or self.node in self.title else f"{self.title} on {self.node}"
+
     def to_json(self) -> dict[str, Any]:
         return {"key": self.key, **asdict(self), "severity": self.severity.value}
 

@@ -62,6 +62,14 @@ class RankTimes:
             whole = usual if self.part == STEP else np.nanmedian(self.step_s) if of_run else self.step_s
             return 1 + (self.seconds - usual) / whole
 
+    def recent(self, most: int = 20) -> tuple[np.ndarray, np.ndarray]:
+        """((R,) seconds, (R,) how late): the median of the newest attempt's last steps, by which ranks are judged."""
+        of_newest = np.flatnonzero(self.attempts == self.attempts[-1])[-most:] if len(self.attempts) else []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a rank that recorded nothing
+            seconds, late = (np.nanmedian(each[:, of_newest], axis=1) for each in (self.seconds, self.late()))
+        return seconds, late
+
 
 class RankFile:
     """The ``rank`` records of one rank in one attempt.

@@ -104,7 +104,7 @@ def _print(found: list[tuple[Run, Finding]]) -> None:
         style = "dim" if finding.silenced else STYLES[finding.severity.value]
         word = "silenced" if finding.silenced else finding.severity.value
         console.print(
-            Text.assemble((f"{word:<9}", style), f" {clean(run.name)}/{run.id}  ", (clean(finding.title), "bold"))
+            Text.assemble((f"{word:<9}", style), f" {clean(run.name)}/{run.id}  ", (clean(finding.headline), "bold"))
         )
         rows = [
             finding.evidence,

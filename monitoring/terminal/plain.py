@@ -134,7 +134,7 @@ def _goodput_json(found: Outlook) -> dict[str, Any]:
 
 
 def _finding(finding: Finding) -> str:
-    text = f"{finding.severity.value}: {finding.title} ({finding.evidence})"
+    text = f"{finding.severity.value}: {finding.headline} ({finding.evidence})"
     return clean(text + (f"; {finding.do}" if finding.do else ""))
 
 

@@ -96,9 +96,8 @@ def findings(snapshot: Snapshot, width: int, most: int) -> list[Text]:
     rows = []
     for finding in found[:most]:
         more = f" · {len(found) - most} more" if len(found) > most and finding is found[most - 1] else ""
-        where = f" · {clean(finding.node)}" if finding.node else ""
         style = SEVERITY_STYLES[finding.severity]
-        left = Text.assemble(" ", (f" {finding.severity.value} ", style), f" {clean(finding.title)}{where}")
+        left = Text.assemble(" ", (f" {finding.severity.value} ", style), f" {clean(finding.headline)}")
         rows.append(_between(left, Text(more, DIM), width))
     return rows
 

@@ -174,6 +174,7 @@ def binned(steps: np.ndarray, values: np.ndarray, low: float, high: float, most:
 def heat(times: RankTimes, parts: list[str], low: float, high: float) -> dict[str, Any]:
     """Seconds per rank, and how late each is by them: 1 is as the median rank, 1.2 a fifth of a step later."""
     shown = binned(times.steps, times.seconds, low, high)
+    seconds, late = times.recent()
     return {
         "part": times.part,
         "parts": parts,
@@ -181,6 +182,7 @@ def heat(times: RankTimes, parts: list[str], low: float, high: float) -> dict[st
         "nodes": list(times.nodes),
         "steps": shown.steps,
         "seconds": numbers(shown.values, 4),
+        "recent": [{"seconds": s, "late": r} for s, r in zip(seconds.tolist(), late.tolist(), strict=True)],
         "late": numbers(binned(times.steps, times.late(), low, high).values, 4),
     }
 

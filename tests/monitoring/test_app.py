@@ -93,7 +93,7 @@ def test_a_tick_while_the_screen_is_taken_apart_is_survived(root: Path) -> None:
 def test_a_straggler_is_named_with_its_node(root: Path) -> None:
     async def act(seen: Seen) -> None:
         await seen.press("3")
-        assert "slowest: rank 3 on n2gpu1205, 1.3" in seen.text
+        assert "slowest of late: rank 3 on n2gpu1205, 1.3" in seen.text
         worst = next(row for row in seen.rows if row.strip().startswith("3  n2gpu1205"))
         assert "▓" in worst  # the shade says it without colour
 

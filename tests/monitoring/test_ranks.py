@@ -51,6 +51,7 @@ def test_a_part_of_the_step_shows_who_is_waited_for(tmp_path: Path) -> None:
     assert (steps.late() == 1).all() and steps.seconds.tolist() == np.ones((4, 5)).tolist()
     for late in (data.late(), data.late(of_run=True)):
         assert late == pytest.approx(np.outer([1, 1, 1.3, 1], np.ones(5)))
+    assert data.recent()[1] == pytest.approx([1, 1, 1.3, 1]) and data.recent()[0][2] == 0.31
     nothing = Ranks(run, history, "forward_s").read()
     assert np.isnan(nothing.seconds).all() and np.isnan(nothing.late()).all()
 

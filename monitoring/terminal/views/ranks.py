@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 from rich.text import Text
 
@@ -17,7 +15,6 @@ from monitoring.terminal.watched import Watched
 from monitoring.text import clean
 from monitoring.words import figure
 
-RECENT = 20  # recorded steps by which ranks are judged
 SLOW = 1.1  # times the median from which on a rank is called slow
 TAIL = 16  # columns right of the map
 SCALE = Scale((0.95, 1.05, 1.2, 1.5), "·░▒▓█", ".:+%#", ("blue", "green", "yellow", "bright_red", "bold red"))
@@ -55,7 +52,7 @@ class Ranks(Mapped):
             return empty("no step times yet", height)
         begin = self.begin(times.steps)
         steps, seconds, late = times.steps[begin:], times.seconds[:, begin:], times.late(of_run=self._of_run)
-        recent = _median(times.late()[:, -RECENT:])
+        usual, recent = times.recent()
         order = list(range(len(times.ranks)))
         if self._slowest_first:
             order.sort(key=lambda row: -np.nan_to_num(recent[row]))
@@ -64,7 +61,6 @@ class Ranks(Mapped):
         cells = max(10, width - self.label - TAIL)
         low, high = float(steps[0]), float(steps[-1])
         drawn = heat(columns(steps, late[shown, begin:], cells, low, high), SCALE, unicode=unicode)
-        usual = _median(times.seconds[:, -RECENT:])
         for row, cell in zip(shown, drawn, strict=True):
             rows.append(_label(times, row) + cell + _tail(usual[row], recent[row]))
         hidden = len(order) - len(shown)
@@ -88,24 +84,16 @@ class Ranks(Mapped):
         return super().press(key)
 
 
-def _median(values: np.ndarray) -> np.ndarray:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a rank that recorded nothing
-        return np.nanmedian(values, axis=1)
-
-
 def _named(snapshot: Snapshot) -> Text | None:
     """Who is slow or gone by what a rank does alone: its steps take as long as everybody's, who wait for it."""
     found = [f for f in snapshot.findings if f.kind in ("dead_rank", "straggler") and not f.silenced]
     if not found:
         return None
-    where = f" on {clean(found[0].node)}" if found[0].node else ""
-    return Text.assemble(" ", (clean(found[0].title) + where, "bold red"), (f" · {clean(found[0].evidence)}", DIM))
+    return Text.assemble(" ", (clean(found[0].headline), "bold red"), (f" · {clean(found[0].evidence)}", DIM))
 
 
 def _verdict(times: RankTimes, recent: np.ndarray) -> Text:
     """Who is slow, and where."""
-    many = min(RECENT, len(times.steps))
     if np.isnan(recent).all() or len(times.ranks) < 2:
         return Text(" one rank: nothing to compare it with", DIM)
     row = int(np.nanargmax(recent))
@@ -114,7 +102,7 @@ def _verdict(times: RankTimes, recent: np.ndarray) -> Text:
     text = f"rank {times.ranks[row]}{where}, {much}"
     if recent[row] < SLOW:
         return Text.assemble((" no rank stands out", "green"), (f"; the slowest is {text}", DIM))
-    return Text.assemble((" slowest: ", "bold"), (text, "bold red"), (f" over the last {many} records", DIM))
+    return Text.assemble((" slowest of late: ", "bold"), (text, "bold red"))
 
 
 def _legend(part: str, unicode: bool) -> Text:

@@ -2,7 +2,7 @@ import { el, field, select, table, wide } from "./dom.js";
 import { get } from "./data.js";
 import { Heat } from "./heat.js";
 import { lazy } from "./lazy.js";
-import { figure, median, num, plural, whole } from "./words.js";
+import { figure, num, plural, whole } from "./words.js";
 
 const LATE = 0.15; // of a step by which a rank is later than the median one and called slow
 // All ranks of a synchronous training take the same time for a step: who is slow shows in what it does alone.
@@ -69,8 +69,8 @@ export function ranks(run) {
     heat.show(found.ranks.length, columns, `step ${whole(found.steps[0])}`, `step ${whole(found.steps.at(-1))}`);
     const rows = found.ranks
       .map((rank, row) => {
-        const [seconds, late] = [found.seconds, found.late].map((each) => median(each[row].slice(-20).map(num)));
-        return { rank, node: found.nodes[row], seconds, late };
+        const [seconds, late] = [found.recent[row].seconds, found.recent[row].late].map(num);
+        return { rank, node: found.nodes[row], seconds, late: Number.isFinite(late) ? late : null };
       })
       .sort((a, b) => (b.late ?? 0) - (a.late ?? 0));
     const slow = rows.filter((each) => each.late > 1 + LATE).length;
