@@ -15,6 +15,7 @@ from monitoring.patterns import number
 _FIELD = 1 << 20  # characters of a field beyond which a row is damaged
 _WORDS = ("", "null", "none", "na", "n/a")  # of a value that is missing
 _MOST_STEPS = 1 << 62
+_LATEST = 1e11  # seconds to the year 5138, milliseconds from 1973 on
 
 
 def read(paths: list[Path], tally: Tally, to: str) -> Iterator[Item]:
@@ -95,12 +96,15 @@ class Rows:
         if bad or step is None:
             self.tally.bad(f"{self.path.name} line {line}: {','.join(row)[:80]}")
             return
-        t, attempt = given.pop("t", self.t), given.pop("attempt", self.attempt)
+        t, attempt = _moment(given.pop("t", None)), given.pop("attempt", self.attempt)
         self.tokens = _count(given.pop("tokens", None), self.tokens)
-        self.t = t if math.isfinite(t) and 0 <= t < 1e12 else self.t
         if self.step is not None and (step < self.step or attempt != self.attempt):
             yield End(self.t)
             self.step = None
+        if t is not None:
+            self.t = t
+        elif "t" in names:
+            self.tally.clock = "recorded, but not of every row: others have that of the row before, or of the file"
         if self.step is None:
             yield Begin(self.t, self.path.name)
         self.step, self.attempt = step, attempt
@@ -122,6 +126,15 @@ class Lines:
         line = next(self.file)
         self.torn = not line.endswith(("\n", "\r"))
         return line.replace("\0", "\ufffd")
+
+
+def _moment(value: float | None) -> float | None:
+    """Unix seconds, of a time in these or in their thousandths, millionths or billionths, as browsers and Java say."""
+    if value is None or not (math.isfinite(value) and 0 <= value < _LATEST * 1e9):
+        return None
+    while value >= _LATEST:
+        value /= 1000
+    return value
 
 
 def _count(value: float | None, default: int | None) -> int | None:

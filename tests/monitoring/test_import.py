@@ -299,12 +299,33 @@ def test_damaged_rows_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("given_t", "t"),
-    [("1690298400.5", T0 + 0.5), ("2023-07-25T15:20:00.25", T0 + 0.25), ("2023-07-25 15:20:00", T0)],
+    [
+        ("1690298400.5", T0 + 0.5),
+        ("1690298400500", T0 + 0.5),  # milliseconds
+        ("1690298400500000000", T0 + 0.5),  # nanoseconds
+        ("2023-07-25T15:20:00.25", T0 + 0.25),
+        ("2023-07-25 15:20:00", T0),
+    ],
 )
 def test_times_are_seconds_or_dates(given_t: str, t: float, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"global_step,Wall_Time,Loss\n1,{given_t},3\n")
+    found, tally = items("csv", tmp_path / "a.csv")
+    assert isinstance(found[1], Step) and found[1].t == t and tally.clock == "recorded"
+
+
+@pytest.mark.parametrize("strange", ["", "soon", "-1", "1e300"])
+def test_a_row_whose_time_is_none_is_told(strange: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"step,t,loss\n1,{T0},3\n2,{strange},2\n")
+    found, tally = items("csv", tmp_path / "a.csv")
+    assert [each.t for each in found if isinstance(each, Step)] == [T0, T0]
+    assert tally.clock.startswith("recorded, but not of every row")
+
+
+def test_an_attempt_ends_with_its_last_row_however_long_the_next_one_waits(tmp_path: Path) -> None:
+    rows = [f"{step},{step // 4},{T0 + step + 86400 * (step // 4)},2\n" for step in range(1, 8)]
+    (tmp_path / "a.csv").write_text("step,attempt,t,loss\n" + "".join(rows))
     found, _ = items("csv", tmp_path / "a.csv")
-    assert isinstance(found[1], Step) and found[1].t == t
+    assert [each.t for each in found if isinstance(each, End)] == [T0 + 3, T0 + 7 + 86400]
 
 
 def test_tokens_come_from_what_is_said(tmp_path: Path) -> None:
