@@ -123,6 +123,22 @@ def test_the_time_of_steps_that_were_not_printed_counts_as_training(tmp_path: Pa
     assert seconds["unknown"] == 0
 
 
+def test_logs_of_any_name_are_taken_in_their_order(tmp_path: Path) -> None:
+    for number, name in enumerate(["lauf-9-ä.out", "lauf-10-a.out", "lauf-b-2.out", "lauf-ä-1.out", "٣.out"]):
+        log(tmp_path / "logs" / name, 100 * number + 5, 100 * number + 50)
+    found, _ = items("megatron", tmp_path / "logs")
+    starts = [each.source for each in found if isinstance(each, Begin)]
+    assert starts == ["lauf-9-ä.out", "lauf-10-a.out", "lauf-b-2.out", "lauf-ä-1.out", "٣.out"]
+
+
+@pytest.mark.parametrize("length", ["nan", "inf", "1e300"])
+def test_a_length_of_samples_that_is_none_gives_no_tokens(length: str, tmp_path: Path) -> None:
+    line = f" iteration 10/ 100 | consumed samples: 640 | actual seqlen: {length} | lm loss: 1.06E+01 |\n"
+    (tmp_path / "a.out").write_text(line)
+    found, _ = items("megatron", tmp_path / "a.out")
+    assert [each.tokens for each in found if isinstance(each, Step)] == [None]
+
+
 def test_one_log_that_goes_back_is_two_attempts(tmp_path: Path) -> None:
     first = log(tmp_path / "a.log", 5, 100, begin="2023-07-25 15:20:00").read_text()
     second = log(tmp_path / "b.log", 60, 120, begin="2023-07-25 16:00:00").read_text()
@@ -286,6 +302,19 @@ def test_our_own_export_comes_back(tmp_path: Path) -> None:
             assert again[name].dropna().tolist() == pytest.approx(before[name].dropna().tolist(), rel=1e-6)
 
 
+def test_what_tensorboard_downloads_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"Wall time,Step,Value\n{T0},1,2.5\n")
+    found, _ = items("csv", tmp_path / "a.csv")
+    assert found[1] == Step(1, T0, {"Value": 2.5})
+
+
+def test_tokens_beyond_64_bits_are_refused_and_leave_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"step,loss\n{1 << 50},2.5\n")
+    with pytest.raises(Refused, match="tokens_per_step=1048576 is too many"):
+        imported(tmp_path / "runs", "csv", tmp_path / "a.csv", tokens_per_step=1 << 20)
+    assert not list((tmp_path / "runs").iterdir())
+
+
 def test_damaged_rows_are_counted(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(
         b"step,loss\n1,2.5\nx,2.4\n2\n3,2.3,9\n\0\0,1\n4,2.25\n\n-1,2\n5,nan\n6,oops\n7,2.19"  # the last one torn
@@ -447,6 +476,9 @@ def test_several_boards_are_several_runs(tmp_path: Path) -> None:
         ("train_loss", "loss"),
         ("Train/Loss", "loss"),
         ("lm loss validation", "validation_loss"),
+        ("Step", "step"),
+        ("Wall time", "t"),
+        ("LR", "lr"),
         ("my metric", "my metric"),
     ],
 )
