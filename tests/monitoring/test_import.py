@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -458,6 +459,28 @@ def test_files_that_other_writers_made_are_read(tmp_path: Path) -> None:
     told = [(each.step, dict(each.metrics)) for each in found if isinstance(each, Step)]
     assert told == [(1, {"loss": 1.0, "validation_loss": 2.0}), (2, {"loss": 2.0, "validation_loss": 4.0})]
     assert tally.damaged == 0
+
+
+def test_pictures_are_passed_over_and_never_held(tmp_path: Path) -> None:
+    scalar, size = tfevents.framed([event(1, "loss", 1.0)]), 1 << 20
+    head = struct.pack("<Q", size)
+    crc = tfevents.crc32c(head)
+    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    with (tmp_path / "events.out.tfevents.1").open("wb") as file:
+        file.write(scalar)
+        for _ in range(32):
+            file.write(head + struct.pack("<I", masked))
+            file.seek(size, os.SEEK_CUR)
+            file.write(bytes(4))
+        file.write(scalar + head + struct.pack("<I", masked))  # the last one torn
+    tracemalloc.start()
+    try:
+        found, tally = items("tensorboard", tmp_path / "events.out.tfevents.1")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [each.metrics for each in found if isinstance(each, Step)] == [{"loss": 1.0}]
+    assert tally.damaged == 1 and peak < 2 * size
 
 
 def test_several_boards_are_several_runs(tmp_path: Path) -> None:
