@@ -419,6 +419,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is none (yet) or it cannot be read as one."""
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
