@@ -9,13 +9,13 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from monitoring.fields import LATEST
 from monitoring.importing import Begin, End, Item, Step, Tally, Unreadable, files_of, name_of, stamp
 from monitoring.patterns import number
 
 _FIELD = 1 << 20  # characters of a field beyond which a row is damaged
 _WORDS = ("", "null", "none", "na", "n/a")  # of a value that is missing
 _MOST_STEPS = 1 << 62
-_LATEST = 1e11  # seconds to the year 5138, milliseconds from 1973 on
 
 
 def read(paths: list[Path], tally: Tally, to: str) -> Iterator[Item]:
@@ -130,9 +130,9 @@ class Lines:
 
 def _moment(value: float | None) -> float | None:
     """Unix seconds, of a time in these or in their thousandths, millionths or billionths, as browsers and Java say."""
-    if value is None or not (math.isfinite(value) and 0 <= value < _LATEST * 1e9):
+    if value is None or not (math.isfinite(value) and 0 <= value < LATEST * 1e9):
         return None
-    while value >= _LATEST:
+    while value >= LATEST:
         value /= 1000
     return value
 
