@@ -111,23 +111,24 @@ class Curves:
             self._close(run)
 
     def follow(self, pause: float = LOOK_EVERY) -> None:
-        """What is new, again and again, until no run goes on. However it ends, what was exported is whole."""
+        """What is new, again and again, until no run is left that goes on. However it ends, what it wrote is whole."""
         try:
             while True:
                 chosen = self.chosen()
+                for folder in self.open.keys() - {run.folder for run in chosen}:  # deleted
+                    self._close(Run(folder))
                 ended = {run.folder for run in chosen if self._ended(run)}  # asked before looking: nothing comes later
                 for run in chosen:
                     if run.folder not in self.done:
                         self._look(run, over=run.folder in ended)
                         if run.folder in ended:
                             self._close(run)
-                if chosen and all(run.folder in self.done for run in chosen):
+                if self.done and all(run.folder in self.done for run in chosen):
                     return
                 time.sleep(pause)
         finally:
-            for run in self.chosen():
-                if run.folder in self.open:
-                    self._close(run)
+            for folder in list(self.open):
+                self._close(Run(folder))
 
     def _ended(self, run: Run) -> bool:
         from hpc.listing import ENDED, read

@@ -56,6 +56,7 @@ def read(found: Sequence[Run], jobs: Mapping[Path, Any] | None = None) -> list[R
 def row(run: Run, job: Any) -> Row:
     """A run by its folder and what Slurm says of its job, a ``JobState`` or None."""
     from hpc.ledger import history
+    from monitoring import fields
     from monitoring.tail import last_record
 
     state = run.state()
@@ -79,15 +80,22 @@ def row(run: Run, job: Any) -> Row:
         cluster=str(state.get("cluster", "")),
         emulated=bool(state.get("emulated")),
         attempt=attempts[-1].number if attempts else None,
-        step=last.get("step"),
-        tokens=last.get("tokens"),
+        step=fields.whole(last.get("step")),
+        tokens=fields.whole(last.get("tokens")),
         target_tokens=_target(run),
         folder=str(run.folder),
-        loss=last.get("loss", done.get("loss_last")),
-        tokens_per_s=last.get("tokens_per_s"),
+        loss=_metric(last.get("loss", done.get("loss_last"))),
+        tokens_per_s=fields.number(last.get("tokens_per_s")),
         tags=written.tags,
         note=written.note,
     )
+
+
+def _metric(value: Any) -> float | str | None:
+    """What a record says of a metric, as it says it."""
+    from monitoring.recorder import metric
+
+    return value if metric(value) is not None else None
 
 
 def _in_other_hands(run: Run, job: Any, text: str, reason: str) -> tuple[str, str]:

@@ -71,7 +71,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON document, or None where there is none (yet) or it cannot be read as one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -34,6 +34,7 @@ from monitoring.words import duration
 ASK_SLURM_EVERY = 5.0  # seconds between two squeues, whatever the refresh of the screen
 LIST_EVERY = 5.0  # seconds between two looks at which runs there are, and at those that have ended
 READ_EVERY = 1.0  # seconds between two looks at a run that goes on; more where a look at all of them takes long
+UNREADABLE = "unreadable"  # state of a run in whose files something is wrong that nobody thought of
 JUDGE_EVERY = 60.0  # seconds between two looks at the whole history of a run that goes on
 
 
@@ -88,7 +89,8 @@ class Fleet:
         if (spent := time.monotonic() - now) > 0.05:  # many runs, or a slow file system
             self._read_every = max(READ_EVERY, 20 * spent)
         found += [self._waiting(entry) for entry, _ in self._tasks]
-        self._wanted = [run for run, entry in zip(self._runs, found, strict=False) if entry.state not in ENDED]
+        quiet = (*ENDED, UNREADABLE)
+        self._wanted = [run for run, entry in zip(self._runs, found, strict=False) if entry.state not in quiet]
         self._start()
         return found
 
@@ -127,8 +129,9 @@ class Fleet:
             return before._replace(due=now + LIST_EVERY)
         try:
             entry = _read(run, self._jobs.get(run.folder))
-        except OSError as error:
-            entry = Entry(run.folder, run.name, run.id, "unreadable", error.strerror or str(error))
+        except Exception as error:  # whatever is wrong with one run, the others are shown
+            why = error.strerror if isinstance(error, OSError) else None
+            entry = Entry(run.folder, run.name, run.id, UNREADABLE, why or f"{type(error).__name__}: {error}")
         return _Known(entry, changed, now + (LIST_EVERY if entry.state in ENDED else self._read_every))
 
     def _goodput(self, folder: Path) -> float | None:
@@ -154,7 +157,7 @@ class Fleet:
         """One squeue a cluster for all runs that go on, every few seconds."""
         while not self._stop.is_set():
             tasks = [task for _, task in self._tasks if task is not None]
-            with contextlib.suppress(OSError, Refused):  # a folder went away while it was read
+            with contextlib.suppress(Exception):  # a folder went away while it was read; the next look may succeed
                 self._jobs = queue.states(list(self._wanted), self._jobs, tasks)
             self._stop.wait(ASK_SLURM_EVERY)
 
@@ -167,7 +170,7 @@ class Fleet:
             began = time.monotonic()
             try:
                 found = Reader(run.folder).read().outlook.ettr
-            except OSError:
+            except Exception:  # of this run nobody will know it
                 found = None
             self._judged[run.folder] = (time.monotonic(), found)
             self._stop.wait(time.monotonic() - began)  # half of the time is for others

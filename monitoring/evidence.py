@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from monitoring import layout
+from monitoring import fields, layout
 from monitoring.history import History, Series
 from monitoring.recorder import metric
 from monitoring.snapshot import ExpertLoad, Snapshot
@@ -96,8 +96,8 @@ class Evidence:
 
     def watch(self, name: str) -> float:
         """A figure of ``train.watch``, by which a hanging rank ends itself."""
-        found = ((self.config.get("train") or {}).get("watch") or {}).get(name)
-        return float(found) if isinstance(found, int | float) else _WATCH[name]
+        found = fields.number(fields.part(fields.part(self.config, "train"), "watch").get(name))
+        return _WATCH[name] if found is None else found
 
 
 class Gathering:

@@ -95,7 +95,8 @@ class _Attempt:
         for found in self.tail.read():
             if found.again:
                 self._layers, self._compacted = {}, {}
-            for layer in {record.get("layer") for record in found.items} & self._compacted.keys():
+            said = (record.get("layer") for record in found.items)
+            for layer in {layer for layer in said if isinstance(layer, int)} & self._compacted.keys():
                 self.loads(layer)  # before what comes after it
             take(found.items, self._layers)
         self.over = over

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from monitoring import compacted, layout
+from monitoring import compacted, fields, layout
 from monitoring.columns import Columns, Metric
 from monitoring.recorder import PROTOCOL
 from monitoring.tail import RecordTail
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-_INT64 = range(-(1 << 63), 1 << 63)
 _EXPERTS_TAIL = 1 << 20  # bytes in which the latest load of every layer is looked for
 _MISSING = Metric()
 _OLD_EVERY = 20  # refreshes between two looks at attempts that others have followed
@@ -82,15 +81,13 @@ class Attempt:
     def refresh(self) -> int:
         """Take what is new; returns the number of new records."""
         if self.info.get("action") is None:  # the last thing that the supervisor writes of an attempt
-            self.info = read_json(layout.attempt_info(self.folder)) or self.info
-            said = self.info.get("resumed_from")
-            if type(said) is int:
+            self.info = fields.attempt(read_json(layout.attempt_info(self.folder)) or self.info)
+            if (said := self.info.get("resumed_from")) is not None:
                 self.stretches[0].resumed_from = said
         count = self._take_compacted() if self.info.get("action") is not None and not self._compacted else 0
         for found in self.tail.read():
             if found.again:
-                said = self.info.get("resumed_from")
-                self.stretches = [Stretch(attempt=self.number, resumed_from=said if type(said) is int else None)]
+                self.stretches = [Stretch(attempt=self.number, resumed_from=self.info.get("resumed_from"))]
                 self.events, self.header, self.dropped, self.unread = [], {}, 0, 0
             self._take(found.items)
             count += len(found.items)
@@ -119,7 +116,8 @@ class Attempt:
             return 0
         if self.stretches[0].resumed_from is None:
             self.stretches[0].resumed_from = said
-        self.header, self.events = meta["header"], meta["events"]
+        self.header = fields.attempt(meta["header"])
+        self.events = [event for event in meta["events"] if isinstance(event.get("event"), str)]
         self.dropped, self.unread, self.tail.bad = meta["dropped"], meta["unread"], meta["bad"]
         self.tail.resume(found.sizes()[self.tail.path.name])
         return sum(len(stretch.steps) for stretch in self.stretches)
@@ -135,7 +133,7 @@ class Attempt:
                 steps = []
                 self._take_event(record)
             elif kind == "header":
-                self.header = record
+                self.header = fields.attempt(record)
             elif kind == "dropped":
                 count = record.get("count")
                 self.dropped += count if type(count) is int else 0
@@ -146,10 +144,10 @@ class Attempt:
             self.unread += self.stretches[-1].extend(records)
             return
         stretch, begin = self.stretches[-1], 0
-        before = stretch.steps[-1] if stretch.steps else _INT64.start
+        before = stretch.steps[-1] if stretch.steps else fields.INT64.start
         for place, record in enumerate(records):
-            step, tokens = record.get("step"), record.get("tokens")
-            if type(step) is int and type(tokens) is int and step in _INT64 and tokens in _INT64:
+            step, tokens = fields.whole(record.get("step")), fields.whole(record.get("tokens"))
+            if step is not None and tokens is not None:
                 if step < before:
                     self.unread += self.stretches[-1].extend(records[begin:place])
                     self.stretches.append(Stretch(attempt=self.number))
@@ -170,11 +168,14 @@ class Attempt:
         return bool((np.diff(places) >= 0).all()) and not (known and steps[0] < known[-1])
 
     def _take_event(self, record: dict[str, Any]) -> None:
+        if not isinstance(record.get("event"), str):
+            self.unread += 1
+            return
         self.events.append(record)
-        step, back = record.get("step"), record.get("to_step")
-        if record.get("event") == "resumed" and type(step) is int and not self.stretches[-1].steps:
+        step, back = fields.whole(record.get("step")), fields.whole(record.get("to_step"))
+        if record["event"] == "resumed" and step is not None and not self.stretches[-1].steps:
             self.stretches[-1].resumed_from = step
-        if record.get("event") == "rewound" and type(back) is int and back in _INT64:
+        if record["event"] == "rewound" and back is not None:
             self.stretches.append(Stretch(attempt=self.number, resumed_from=back))
 
     def _take_experts(self, record: dict[str, Any]) -> None:
@@ -182,10 +183,11 @@ class Attempt:
             return
         step, layer, first = (record.get(name) for name in ("step", "layer", "first"))
         load: Any = record.get("load")
-        good = isinstance(load, list) and load and set(map(type, load)) == {int} and min(load) >= 0
-        if not (good and type(step) is int and type(layer) is int and type(first) is int):
+        good = isinstance(load, list) and load and set(map(type, load)) == {int}
+        if not (good and all(type(n) is int and 0 <= n < 1 << 62 for n in (step, layer, first, min(load), max(load)))):
             self.unread += 1
             return
+        assert isinstance(step, int) and isinstance(layer, int) and isinstance(first, int)
         if first:
             before = self.experts.get(layer)
             if before is None or before[0] != step or len(before[1]) < first:
@@ -379,8 +381,8 @@ def attempt_row(attempt: Attempt) -> dict[str, Any]:
         "job_id": info.get("job_id"),
         "nodes": info.get("nodes") or [],
         "world_size": info.get("world_size") or attempt.header.get("world_size"),
-        "began": _moment(info.get("began")) or _moment(attempt.header.get("start")),
-        "ended": _moment(info.get("ended")),
+        "began": info.get("began") or attempt.header.get("start"),
+        "ended": info.get("ended"),
         "cause": info.get("cause"),
         "evidence": info.get("evidence") or "",
         "resumed_from": attempt.stretches[0].start,
@@ -410,15 +412,10 @@ def undone(steps: np.ndarray, cut: int | None) -> np.ndarray:
     return again if cut is None else again | (steps > cut)
 
 
-def _moment(value: Any) -> float | None:
-    """Unix seconds, or None for anything else that a damaged file may say."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is none (yet) or it cannot be read as one."""
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -252,17 +252,16 @@ def _joined(shown: str, parts: list[tuple[int, _Part]], newest: Attempt | None) 
 
 
 def _world_size(attempt: Attempt) -> int:
-    size = attempt.info.get("world_size") or attempt.header.get("world_size")
-    return size if type(size) is int and 0 < size < 1 << 20 else 0
+    return attempt.info.get("world_size") or attempt.header.get("world_size") or 0
 
 
 def _node(attempt: Attempt | None, rank: int) -> str:
     """Where a rank runs: each node has as many ranks as the others, and they are counted node by node."""
     nodes = attempt.info.get("nodes") if attempt else None
-    if attempt is None or not isinstance(nodes, list) or not nodes:
+    if attempt is None or not nodes:
         return ""
     each = _world_size(attempt) // len(nodes)
-    return str(nodes[rank // each]) if each and rank // each < len(nodes) else ""
+    return nodes[rank // each] if each and rank // each < len(nodes) else ""
 
 
 def _of_rank_0(records: Attempt, part: str) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from monitoring import layout
+from monitoring import fields, layout
 from monitoring.detectors import detect
 from monitoring.evidence import TRAINING, Gathering
 from monitoring.findings import Finding, silenced
@@ -66,10 +66,10 @@ class Reader:
             now=now,
             state=said,
             reason=str(state.get("reason") or ""),
-            cluster=str(state.get("cluster") or (config.get("cluster") or {}).get("name") or ""),
+            cluster=str(state.get("cluster") or fields.part(config, "cluster").get("name") or ""),
             emulated=bool(state.get("emulated") or (job is not None and job.emulated)),
             job=job,
-            job_id=None if state.get("job_id") is None else str(state["job_id"]),
+            job_id=fields.text(state.get("job_id")),
             attempts=_attempts(history, finished=summary is not None),
             step=last[0] if last else None,
             tokens=last[1] if last else None,
@@ -108,13 +108,13 @@ class Reader:
             return found
         manifest = read_json(self.run / layout.MANIFEST) or {}
         asked = [manifest.get("submitted"), *_times(manifest.get("resumed"))]
-        hold = (self.config.get("cluster") or {}).get("requeue_hold")
+        hold = fields.seconds(fields.part(self.config, "cluster").get("requeue_hold"))
         spans = account(
             history,
-            [float(t) for t in asked if isinstance(t, int | float)],
+            [t for t in map(fields.seconds, asked) if t is not None],
             now,
             over=over,
-            hold=float(hold) if isinstance(hold, int | float) else 0.0,
+            hold=hold or 0.0,
         )
         limit = job.ends - job.started if job and job.ends is not None and job.started is not None else math.inf
         left = None if target is None or over else target - (history.last[1] if history.last else 0)
@@ -157,10 +157,7 @@ def _attempts(history: History, finished: bool) -> tuple[Attempt, ...]:
     found = []
     for records in history.attempts:
         row = attempt_row(records)
-        nodes = row["nodes"]
-        row["nodes"] = tuple(str(node) for node in nodes) if isinstance(nodes, list) else (str(nodes),)
-        row["job_id"] = None if row["job_id"] is None else str(row["job_id"])
-        found.append(Attempt(**row))
+        found.append(Attempt(**{**row, "nodes": tuple(row["nodes"])}))
     if found and finished and found[-1].cause is None:  # rank 0 says so before the supervisor does
         found[-1] = replace(found[-1], cause="finished")
     return tuple(found)
@@ -168,17 +165,13 @@ def _attempts(history: History, finished: bool) -> tuple[Attempt, ...]:
 
 def _target(config: Mapping[str, Any], history: History) -> tuple[int | None, int | None]:
     """Tokens and steps at which the run is done, of a training as asked for, of another program as it says."""
-    if (config.get("job") or {}).get("_target_", TRAINING) != TRAINING:
+    if fields.part(config, "job").get("_target_", TRAINING) != TRAINING:
         events = (event for records in reversed(history.attempts) for event in reversed(records.events))
         said = next((event.get("steps") for event in events if event.get("event") == "target"), None)
-        return None, _count(said)
-    train = config.get("train") or {}
-    target, batch = _count(train.get("tokens")), _count(train.get("batch_tokens"))
+        return None, fields.whole(said)
+    train = fields.part(config, "train")
+    target, batch = fields.whole(train.get("tokens")), fields.whole(train.get("batch_tokens"))
     return target, -(-target // batch) if target and batch else None
-
-
-def _count(value: Any) -> int | None:
-    return value if type(value) is int else None
 
 
 def _text(path: Path, limit: int = 1 << 14) -> str:

@@ -60,8 +60,7 @@ def account(history: History, asked: Sequence[float], now: float, *, over: bool,
 
 
 def _began(attempt: Attempt) -> float | None:
-    found = attempt.info.get("began") or attempt.header.get("start")
-    return float(found) if isinstance(found, int | float) else None
+    return attempt.info.get("began") or attempt.header.get("start")
 
 
 def _past(attempt: Attempt, hold: float) -> Past:
@@ -72,8 +71,8 @@ def _past(attempt: Attempt, hold: float) -> Past:
     return Past(
         number=attempt.number,
         began=began,
-        ended=float(ended) if isinstance(ended, int | float) else None,
-        action=action if isinstance(action, str) else None,
+        ended=ended,
+        action=action,
         hold=SLURMS_HOLD if unaided else hold,
         work=_work(attempt),
     )

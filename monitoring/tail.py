@@ -309,7 +309,7 @@ def first_step(attempt: Path) -> dict[str, Any] | None:
     """The first ``step`` record of rank 0 in an attempt's folder; None if there is none."""
     for increment in RecordTail(layout.rank_records(attempt, 0)).read():
         for record in increment.items:
-            if record["kind"] == "step" and type(record.get("step")) is int:
+            if _is_step(record):
                 return record
     return None
 
@@ -353,7 +353,13 @@ def _steps_near_end(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_step(record: dict[str, Any]) -> bool:
-    return record.get("kind") == "step" and type(record.get("step")) is int
+    """Whether a record is of a step and has what each must have."""
+    return (
+        record.get("kind") == "step"
+        and type(record.get("step")) is int
+        and type(record.get("tokens")) is int
+        and isinstance(record.get("t"), int | float)
+    )
 
 
 def last_step(attempt: Path) -> int | None:

@@ -10,6 +10,7 @@ have from that step on: so a file that only ever grows still holds one curve.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import numpy as np
 VERSION = b"brain.Event:2"
 HPARAMS = "hparams"  # the plugin's name
 
-_LONGEST = 1 << 13  # bytes up to which records share the work of their checksums
+_LONGEST = 1 << 13  # bytes up to which records are read, and share the work of their checksums
 _MANY = 4096  # records that share it
 _FEW = 24  # below so many each is done by itself
 _NO_RECORD = 1 << 30  # a length beyond it is damage
@@ -211,17 +212,20 @@ class EventFile:
             if length > _NO_RECORD or _masked(crc32c(head[:8])) != crc:
                 self.bad += 1
                 return
-            payload, tail = file.read(length), file.read(4)
-            if len(payload) < length or len(tail) < 4:
+            long = length > _LONGEST  # a graph, a picture or a text
+            payload = b"" if long else file.read(length)
+            if long:
+                file.seek(length, os.SEEK_CUR)
+            if len(tail := file.read(4)) < 4:
                 self.bad += 1
                 return
-            yield payload, struct.unpack("<I", tail)[0]
+            if not long:
+                yield payload, struct.unpack("<I", tail)[0]
 
     def _events(self, frames: Sequence[tuple[bytes, int]]) -> Iterator[Event]:
-        small = [frame for frame in frames if len(frame[0]) <= _LONGEST]  # others are graphs, pictures and texts
-        if not small:
+        if not frames:
             return
-        for (payload, said), crc in zip(small, crc32cs([payload for payload, _ in small]), strict=True):
+        for (payload, said), crc in zip(frames, crc32cs([payload for payload, _ in frames]), strict=True):
             if _masked(crc) != said:
                 self.bad += 1
                 continue

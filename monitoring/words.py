@@ -50,8 +50,11 @@ def duration(seconds: float | None) -> str:
 
 
 def clock(at: float, now: float) -> str:
-    """A moment in local time: 14:32 on the same day, otherwise with the date."""
-    then, today = time.localtime(at), time.localtime(now)
+    """A moment in local time: 14:32 on the same day, otherwise with the date; "?" where no calendar has it."""
+    try:
+        then, today = time.localtime(at), time.localtime(now)
+    except (OverflowError, ValueError, OSError):
+        return "?"
     same = (then.tm_year, then.tm_yday) == (today.tm_year, today.tm_yday)
     return time.strftime("%H:%M" if same else "%Y-%m-%d %H:%M", then)
 

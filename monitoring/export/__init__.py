@@ -77,6 +77,8 @@ class Export:
             over: the run has ended, nothing more will be recorded.
         """
         self.history.refresh()
+        if not self.history.run.is_dir():
+            return 0  # deleted, and perhaps while it was read: what was exported stays
         found = self._cursor.take(self.history, over=over)
         if found.back_to is not None and self.format.appends_only:
             self.format.restart()

@@ -17,8 +17,6 @@ from monitoring.snapshot import Snapshot
 TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"  # the Content-Type to serve it with
 QUIET_STATES = ("queued", "pending", "requeued", "submitting")
 
-Sample = tuple[Mapping[str, str], float | None]
-
 
 @dataclass(frozen=True)
 class Family:
@@ -54,12 +52,21 @@ _FAMILIES = (
 
 
 def render(snapshots: Iterable[Snapshot]) -> str:
-    """The whole text. Of several snapshots of one run the last counts."""
+    """The whole text. Of several snapshots of one run the last counts.
+
+    Where something in one cannot be told, the run has one sample alone, by which it counts as one with problems.
+    """
     runs = {(each.name, each.id): each for each in snapshots}
-    found: dict[str, list[Sample]] = {family.name: [] for family in _FAMILIES}
+    found: dict[str, list[tuple[str, str]]] = {family.name: [] for family in _FAMILIES}
     for snapshot in runs.values():
-        for name, labels, value in samples(snapshot):
-            found[name].append(({**_labels(snapshot), **labels}, value))
+        own = _labels(snapshot)
+        try:
+            told = [(name, _sample({**own, **labels}, value)) for name, labels, value in samples(snapshot)]
+        except Exception:  # the others are told whatever is wrong with one
+            told = [("hpc_run_read_problems", _sample(own, 1))]
+        for name, sample in told:
+            if sample is not None:
+                found[name].append(sample)
     return "".join(_family(family, found[family.name]) for family in _FAMILIES) + "# EOF\n"
 
 
@@ -109,16 +116,20 @@ def _labels(snapshot: Snapshot) -> dict[str, str]:
     return {"run": snapshot.id, "name": snapshot.name, "cluster": snapshot.cluster}
 
 
-def _family(family: Family, found: Sequence[Sample]) -> str:
-    known = [(labels, value) for labels, value in found if value is not None]
-    if not known:
+def _sample(labels: Mapping[str, str], value: float | None) -> tuple[str, str] | None:
+    """Labels and value as text; None for what is not known."""
+    return None if value is None else (_set(labels), number(value))
+
+
+def _family(family: Family, found: Sequence[tuple[str, str]]) -> str:
+    if not found:
         return ""
     lines = [f"# TYPE {family.name} {family.kind}"]
     if family.unit:
         lines.append(f"# UNIT {family.name} {family.unit}")
     lines.append(f"# HELP {family.name} {escaped(family.help)}")
     name = family.name + ("_total" if family.kind == "counter" else "")
-    lines += [f"{name}{_set(labels)} {number(value)}" for labels, value in known]
+    lines += [f"{name}{labels} {value}" for labels, value in found]
     return "".join(f"{line}\n" for line in lines)
 
 

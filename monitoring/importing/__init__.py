@@ -83,7 +83,8 @@ def read(to: str, paths: list[Path], tally: Tally) -> Iterator[Item]:
 
 def natural(path: Path) -> list[Any]:
     """Orders names as people do: slurm-9 before slurm-10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path)) if part.isascii()]
+    parts = re.split("([0-9]+)", str(path))  # text and digits in turn
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def files_of(paths: Iterable[Path], names: Iterable[str]) -> list[Path]:
@@ -133,9 +134,9 @@ _ALIASES = {
     "loss_scale": ("loss-scale", "loss-scale/loss-scale"),
     "tokens": ("total_tokens", "metric/total_tokens", "consumed_tokens", "num_tokens", "train/total_tokens"),
     "step": ("iteration", "global_step", "trainer/global_step", "_step", "iter", "steps", "metric/iter"),
-    "t": ("wall_time", "timestamp", "_timestamp", "unix_time", "time"),
+    "t": ("wall_time", "wall time", "timestamp", "_timestamp", "unix_time", "time"),
 }
-_NAMES = {other: ours for ours, others in _ALIASES.items() for other in others}
+_NAMES = {other: ours for ours, others in _ALIASES.items() for other in (ours, *others)}
 
 
 def name_of(given: str) -> str:

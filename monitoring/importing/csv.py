@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from monitoring.fields import LATEST
 from monitoring.importing import Begin, End, Item, Step, Tally, Unreadable, files_of, name_of, stamp
 from monitoring.patterns import number
 
@@ -95,12 +96,15 @@ class Rows:
         if bad or step is None:
             self.tally.bad(f"{self.path.name} line {line}: {','.join(row)[:80]}")
             return
-        t, attempt = given.pop("t", self.t), given.pop("attempt", self.attempt)
+        t, attempt = _moment(given.pop("t", None)), given.pop("attempt", self.attempt)
         self.tokens = _count(given.pop("tokens", None), self.tokens)
-        self.t = t if math.isfinite(t) and 0 <= t < 1e12 else self.t
         if self.step is not None and (step < self.step or attempt != self.attempt):
             yield End(self.t)
             self.step = None
+        if t is not None:
+            self.t = t
+        elif "t" in names:
+            self.tally.clock = "recorded, but not of every row: others have that of the row before, or of the file"
         if self.step is None:
             yield Begin(self.t, self.path.name)
         self.step, self.attempt = step, attempt
@@ -122,6 +126,15 @@ class Lines:
         line = next(self.file)
         self.torn = not line.endswith(("\n", "\r"))
         return line.replace("\0", "\ufffd")
+
+
+def _moment(value: float | None) -> float | None:
+    """Unix seconds, of a time in these or in their thousandths, millionths or billionths, as browsers and Java say."""
+    if value is None or not (math.isfinite(value) and 0 <= value < LATEST * 1e9):
+        return None
+    while value >= LATEST:
+        value /= 1000
+    return value
 
 
 def _count(value: float | None, default: int | None) -> int | None:

@@ -52,6 +52,7 @@ _JOB_IN_NAME = re.compile(r"(\d{3,})(?:_\d+)?\.\w+$")
 _LOADED = re.compile(r"loaded checkpoint .*?at iteration\s+(\d+)")
 _ARGUMENT = re.compile(r"^(?:\[\w+\]:)?\s+(\w+) \.{3,} (.*)$")
 _WORLD = re.compile(r"using world size: (\d+)")
+_MOST_TOKENS = 1 << 62  # more are damage
 _DIGITS = 80  # characters at a line's beginning in which its time is looked for
 
 
@@ -221,7 +222,7 @@ class Log:
             return found.tokens
         length = found.metrics.get("actual_seqlen") or number(str(self.tally.args.get("seq_length", "")))
         samples = found.metrics.get("consumed_samples")
-        if length and samples:
+        if length and samples and 0 < samples * length < _MOST_TOKENS:
             return int(samples * length)
         return self.tokens
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from monitoring import layout
-from monitoring.importing import Begin, End, Item, Step, Tally
+from monitoring.importing import Begin, End, Item, Step, Tally, Unreadable
 from monitoring.recorder import PROTOCOL, encode
 
 BUFFER = 1 << 20  # bytes
+_MOST_TOKENS = (1 << 63) - 1
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Writer:
         """Everything, synced.
 
         Raises:
+            Unreadable: if a step's tokens are no number that a record can hold.
             OSError: if it cannot be written.
         """
         try:
@@ -94,6 +96,9 @@ class Writer:
         tokens = item.tokens
         if tokens is None:
             tokens = item.step * self.tokens_per_step if self.tokens_per_step else 0
+        if tokens > _MOST_TOKENS:
+            by = f"; tokens_per_step={self.tokens_per_step} is too many" if item.tokens is None else ""
+            raise Unreadable(f"step {item.step} has {tokens} tokens, more than 64 bits hold{by}")
         self._put(item.t, "step", {**item.metrics, "step": item.step, "tokens": tokens})
         if self.tally.steps is not None and self.tally.steps != self._steps:
             self._steps = self.tally.steps

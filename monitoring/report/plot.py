@@ -59,11 +59,13 @@ class _Frame:
         if not len(finite):
             return None
         finite = np.log10(finite) if log else finite
+        least, most = (-307.0, 307.0) if log else (-1e307, 1e307)  # beyond it a tick is no float any more
+        finite = np.clip(finite, least, most)
         low, high = float(finite.min()), float(finite.max())
         room = (high - low) * 0.04 or max(abs(high) * 0.1, 1e-12)
         xs = np.concatenate([line.curve.x for line in lines]).astype(float)
         x0, x1 = float(xs.min()), float(xs.max())
-        return cls(x0, x1 if x1 > x0 else x0 + 1, low - room, high + room, log)
+        return cls(x0, x1 if x1 > x0 else x0 + 1, max(low - room, least), min(high + room, most), log)
 
     def x(self, value: float) -> float:
         return LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
@@ -116,7 +118,8 @@ def _log_ticks(frame: _Frame) -> list[float]:
     if frame.y1 - frame.y0 < 1:
         found = ticks(10**frame.y0, 10**frame.y1, 5)
         return [math.log10(value) for value in found if value > 0]
-    return [float(value) for value in range(math.ceil(frame.y0), math.floor(frame.y1) + 1)]
+    low, high = math.ceil(frame.y0), math.floor(frame.y1)
+    return [float(value) for value in range(low, high + 1, max(1, -(-(high - low) // 8)))]
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:

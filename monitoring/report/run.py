@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from monitoring import energy, layout
+from monitoring import energy, fields, layout
 from monitoring.curves import Curves
 from monitoring.experts import Experts
 from monitoring.goodput import Bucket, Span
@@ -62,7 +62,7 @@ def report(run: Path, job: JobState | None = None, now: float | None = None) -> 
     curves = Curves(reader.history)
     title = f"{clean(snapshot.name)}/{clean(snapshot.id)}"
     body = [
-        _head(snapshot, title, (reader.config.get("cluster") or {}).get("co2_g_per_kwh")),
+        _head(snapshot, title, _co2(reader)),
         section("Curves", *_curves(curves)),
         section("Where the time went", _time(snapshot), _attempts(snapshot)),
         section("Findings", _findings(snapshot)),
@@ -93,6 +93,11 @@ def _head(snapshot: Snapshot, title: str, co2_g_per_kwh: float | None) -> str:
     ]
     made = f'<p class="dim">As of {_moment(snapshot.now)}.</p>'
     return f"<header><h1>{escape(title)}</h1>{facts(rows)}{made}</header>"
+
+
+def _co2(reader: Reader) -> float | None:
+    """Grams of CO2 for each kilowatt-hour, by the run's cluster."""
+    return fields.number(fields.part(reader.config, "cluster").get("co2_g_per_kwh"))
 
 
 def _energy(run: Path, co2_g_per_kwh: float | None) -> str:
@@ -227,8 +232,8 @@ def _experts(experts: Experts) -> Iterator[str]:
 
 def _request(run: Path) -> Sequence[str]:
     manifest = read_json(run / layout.MANIFEST) or {}
-    command, commit = manifest.get("command"), (manifest.get("git") or {})
-    typed = " ".join(command) if isinstance(command, list) else str(command or "")
+    command, commit = manifest.get("command"), fields.part(manifest, "git")
+    typed = " ".join(map(str, command)) if isinstance(command, list) else str(command or "")
     known = [("typed", clean(typed)), ("code", clean(str(commit.get("commit") or "")))]
     try:
         text = (run / layout.CONFIG).read_text(encoding="utf-8", errors="replace")
@@ -238,4 +243,7 @@ def _request(run: Path) -> Sequence[str]:
 
 
 def _moment(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+    except (OverflowError, ValueError, OSError):  # no calendar has it
+        return "?"

@@ -116,6 +116,25 @@ def test_rows_say_what_the_ends_of_files_say(tmp_path: Path, cluster: Slurm, fle
     assert beta.eta_s == pytest.approx(60 * 0.85, rel=0.1) and 0 <= (beta.goodput or 0) <= 1
 
 
+def test_what_is_odd_in_one_run_hides_no_other(tmp_path: Path, cluster: Slurm, fleets: list[Fleet]) -> None:
+    cluster.silent()
+    root = tmp_path / "runs"
+    fleets.append(fleet := watching.everything(root))
+    made(root, "sound", 1)
+    odd = [made(root, f"odd-{number}", number) for number in (2, 3, 4, 5)]
+    with layout.rank_records(layout.attempt_folder(odd[0].folder, 0), 0).open("a") as file:
+        file.write('{"kind":"step","step":300,"seq":99}\n{"kind":"step","step":301,"seq":100,"t":1.0,"tokens":[]}\n')
+    (odd[1].folder / layout.CONFIG).write_text("name: odd\njob: hello\n")
+    odd[2].config_file.write_text(odd[2].config_file.read_text().replace("tokens: ", "tokens: " + "9" * 5000))
+    odd[3].state_file.write_text('{"state":' + "[" * 100_000)
+    found = until(fleet, lambda rows: (row := rows.get("20251122-0001")) is not None and row.goodput is not None)
+    assert found["20251122-0001"].step == 60
+    assert (found["20251122-0002"].state, found["20251122-0002"].step) == ("running", 60)
+    assert found["20251122-0003"].state == "running"
+    assert found["20251122-0004"].state == "unreadable" and "ValueError" in found["20251122-0004"].reason
+    assert found["20251122-0005"].state == "unknown"
+
+
 def test_one_squeue_tells_of_all_runs(tmp_path: Path, cluster: Slurm, fleets: list[Fleet]) -> None:
     found = [made(tmp_path / "runs", "many", number) for number in range(20)]
     cluster.says({str(100 + n): ("PENDING", "Priority", run.folder) for n, run in enumerate(found)})

@@ -55,6 +55,13 @@ def test_what_is_not_known_has_no_sample() -> None:
     assert not {"hpc_run_step", "hpc_run_loss", "hpc_run_last_step_age_seconds"} & {key[0] for key in told}
 
 
+def test_a_run_that_cannot_be_told_hides_no_other() -> None:
+    odd = replace(EMPTY, id="2", metrics={"loss": "x"})  # pyright: ignore[reportArgumentType]
+    lines = openmetrics.render([odd, replace(EMPTY, step=7)]).splitlines()
+    assert [line for line in lines if 'run="2"' in line] == ['hpc_run_read_problems{run="2",name="a"} 1.0']
+    assert 'hpc_run_step{run="1",name="a"} 7.0' in lines
+
+
 def test_of_no_run_nothing_is_said() -> None:
     assert openmetrics.render([]) == "# EOF\n"
 

@@ -124,6 +124,26 @@ def test_following_ends_with_the_run_and_outlives_its_requeues(root: Path, tmp_p
     assert frame["attempt"].tolist() == [0] * 30 + [1] * 25 + [2] * 25
 
 
+@pytest.mark.parametrize("to", ["tensorboard", "csv", "parquet"])
+def test_following_ends_when_the_runs_are_deleted_and_keeps_what_was_exported(
+    to: str, root: Path, tmp_path: Path
+) -> None:
+    run = runs.Run(generate(root / "live" / "20260104-000000-aaaa", Shape(tries=(Try(0, 40),))))
+    run.set_state("running", job_id=None, emulated=False)
+    told: dict[str, int] = {}
+    curves = exporting.Curves(
+        lambda: exporting.members([run]), to, tmp_path / "out", lost=False, say=lambda name, n: told.update({name: n})
+    )
+    thread = threading.Thread(target=curves.follow, args=(0.01,), daemon=True)
+    thread.start()
+    while not (curves.open and next(iter(curves.open.values())).steps):
+        time.sleep(0.01)
+    run.folder.rename(tmp_path / "thrown away")
+    thread.join(20)
+    assert not thread.is_alive()
+    assert told == {f"live/{run.id}": 39} and not curves.open  # the newest step waited for more to be said of it
+
+
 def test_a_log_is_imported_and_listed(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -121,6 +122,22 @@ def test_the_time_of_steps_that_were_not_printed_counts_as_training(tmp_path: Pa
     seconds = {bucket.value: value for bucket, value in Reader(found.run.folder).read().outlook.seconds.items()}
     assert seconds["training"] == pytest.approx(1000, abs=12)
     assert seconds["unknown"] == 0
+
+
+def test_logs_of_any_name_are_taken_in_their_order(tmp_path: Path) -> None:
+    for number, name in enumerate(["lauf-9-ä.out", "lauf-10-a.out", "lauf-b-2.out", "lauf-ä-1.out", "٣.out"]):
+        log(tmp_path / "logs" / name, 100 * number + 5, 100 * number + 50)
+    found, _ = items("megatron", tmp_path / "logs")
+    starts = [each.source for each in found if isinstance(each, Begin)]
+    assert starts == ["lauf-9-ä.out", "lauf-10-a.out", "lauf-b-2.out", "lauf-ä-1.out", "٣.out"]
+
+
+@pytest.mark.parametrize("length", ["nan", "inf", "1e300"])
+def test_a_length_of_samples_that_is_none_gives_no_tokens(length: str, tmp_path: Path) -> None:
+    line = f" iteration 10/ 100 | consumed samples: 640 | actual seqlen: {length} | lm loss: 1.06E+01 |\n"
+    (tmp_path / "a.out").write_text(line)
+    found, _ = items("megatron", tmp_path / "a.out")
+    assert [each.tokens for each in found if isinstance(each, Step)] == [None]
 
 
 def test_one_log_that_goes_back_is_two_attempts(tmp_path: Path) -> None:
@@ -286,6 +303,19 @@ def test_our_own_export_comes_back(tmp_path: Path) -> None:
             assert again[name].dropna().tolist() == pytest.approx(before[name].dropna().tolist(), rel=1e-6)
 
 
+def test_what_tensorboard_downloads_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"Wall time,Step,Value\n{T0},1,2.5\n")
+    found, _ = items("csv", tmp_path / "a.csv")
+    assert found[1] == Step(1, T0, {"Value": 2.5})
+
+
+def test_tokens_beyond_64_bits_are_refused_and_leave_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"step,loss\n{1 << 50},2.5\n")
+    with pytest.raises(Refused, match="tokens_per_step=1048576 is too many"):
+        imported(tmp_path / "runs", "csv", tmp_path / "a.csv", tokens_per_step=1 << 20)
+    assert not list((tmp_path / "runs").iterdir())
+
+
 def test_damaged_rows_are_counted(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(
         b"step,loss\n1,2.5\nx,2.4\n2\n3,2.3,9\n\0\0,1\n4,2.25\n\n-1,2\n5,nan\n6,oops\n7,2.19"  # the last one torn
@@ -299,12 +329,33 @@ def test_damaged_rows_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("given_t", "t"),
-    [("1690298400.5", T0 + 0.5), ("2023-07-25T15:20:00.25", T0 + 0.25), ("2023-07-25 15:20:00", T0)],
+    [
+        ("1690298400.5", T0 + 0.5),
+        ("1690298400500", T0 + 0.5),  # milliseconds
+        ("1690298400500000000", T0 + 0.5),  # nanoseconds
+        ("2023-07-25T15:20:00.25", T0 + 0.25),
+        ("2023-07-25 15:20:00", T0),
+    ],
 )
 def test_times_are_seconds_or_dates(given_t: str, t: float, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"global_step,Wall_Time,Loss\n1,{given_t},3\n")
+    found, tally = items("csv", tmp_path / "a.csv")
+    assert isinstance(found[1], Step) and found[1].t == t and tally.clock == "recorded"
+
+
+@pytest.mark.parametrize("strange", ["", "soon", "-1", "1e300"])
+def test_a_row_whose_time_is_none_is_told(strange: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"step,t,loss\n1,{T0},3\n2,{strange},2\n")
+    found, tally = items("csv", tmp_path / "a.csv")
+    assert [each.t for each in found if isinstance(each, Step)] == [T0, T0]
+    assert tally.clock.startswith("recorded, but not of every row")
+
+
+def test_an_attempt_ends_with_its_last_row_however_long_the_next_one_waits(tmp_path: Path) -> None:
+    rows = [f"{step},{step // 4},{T0 + step + 86400 * (step // 4)},2\n" for step in range(1, 8)]
+    (tmp_path / "a.csv").write_text("step,attempt,t,loss\n" + "".join(rows))
     found, _ = items("csv", tmp_path / "a.csv")
-    assert isinstance(found[1], Step) and found[1].t == t
+    assert [each.t for each in found if isinstance(each, End)] == [T0 + 3, T0 + 7 + 86400]
 
 
 def test_tokens_come_from_what_is_said(tmp_path: Path) -> None:
@@ -410,6 +461,28 @@ def test_files_that_other_writers_made_are_read(tmp_path: Path) -> None:
     assert tally.damaged == 0
 
 
+def test_pictures_are_passed_over_and_never_held(tmp_path: Path) -> None:
+    scalar, size = tfevents.framed([event(1, "loss", 1.0)]), 1 << 20
+    head = struct.pack("<Q", size)
+    crc = tfevents.crc32c(head)
+    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    with (tmp_path / "events.out.tfevents.1").open("wb") as file:
+        file.write(scalar)
+        for _ in range(32):
+            file.write(head + struct.pack("<I", masked))
+            file.seek(size, os.SEEK_CUR)
+            file.write(bytes(4))
+        file.write(scalar + head + struct.pack("<I", masked))  # the last one torn
+    tracemalloc.start()
+    try:
+        found, tally = items("tensorboard", tmp_path / "events.out.tfevents.1")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [each.metrics for each in found if isinstance(each, Step)] == [{"loss": 1.0}]
+    assert tally.damaged == 1 and peak < 2 * size
+
+
 def test_several_boards_are_several_runs(tmp_path: Path) -> None:
     for name in ("a", "b"):
         event_file(tmp_path / name / "events.out.tfevents.1", event(1, "loss", 1.0))
@@ -426,6 +499,9 @@ def test_several_boards_are_several_runs(tmp_path: Path) -> None:
         ("train_loss", "loss"),
         ("Train/Loss", "loss"),
         ("lm loss validation", "validation_loss"),
+        ("Step", "step"),
+        ("Wall time", "t"),
+        ("LR", "lr"),
         ("my metric", "my metric"),
     ],
 )
