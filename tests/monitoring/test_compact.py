@@ -17,7 +17,7 @@ from monitoring.experts import Experts
 from monitoring.history import History
 from monitoring.ranks import Ranks
 from monitoring.recorder import PROTOCOL, encode
-from tests.monitoring.generate import BATCH, Shape, Try, generate
+from tests.monitoring.generate import BATCH, START, Shape, Try, generate
 
 
 def close(run: Path, number: int, **more: Any) -> None:
@@ -132,6 +132,24 @@ def test_what_comes_after_is_read_from_the_records(tmp_path: Path) -> None:
     history = History(tmp_path)
     history.refresh()
     assert history.series("loss").steps.tolist() == [1, 2, 3, 4]
+
+
+def test_the_frames_have_what_came_after_too(tmp_path: Path) -> None:
+    run = generate(tmp_path / "run")
+    folder = layout.attempt_folder(run, 0)
+    compact.compact(run, 0)
+    late = encode(99, START + 500, "rank", {"step": 999, "step_s": 1.5, "data_s": 0.5})
+    for rank in (0, 1, 9):  # without a row in the Parquet file, with some, and not known to it
+        with layout.rank_records(folder, rank).open("ab") as file:
+            file.write(b"".join(late))
+    with layout.experts_records(folder).open("ab") as file:
+        file.write(b"".join(encode(99, START + 500, "experts", {"step": 130, "layers": {2: [1] * 16, 6: [2] * 4}})))
+    found = everything(run)
+    assert found["ranks"]["rank"][found["ranks"]["step"] == 999].tolist() == [0, 1, 9]
+    assert set(found["experts"]["layer"][found["experts"]["step"] == 130]) >= {2, 6}
+    (folder / layout.RANKS_COMPACTED).unlink()
+    (folder / layout.EXPERTS_COMPACTED).unlink()
+    assert same(found, everything(run))
 
 
 @pytest.mark.parametrize("change", ["head", "tail", "shorter", "gone"])
