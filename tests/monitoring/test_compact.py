@@ -79,9 +79,9 @@ def test_a_compacted_run_reads_as_its_records(tmp_path: Path, monkeypatch: pytes
     before = everything(run)
     for number in compact.ended(run):
         assert compact.compact(run, number) == [
-            layout.STEPS_COMPACTED,
             layout.RANKS_COMPACTED,
             layout.EXPERTS_COMPACTED,
+            layout.STEPS_COMPACTED,
         ]
         assert compact.compact(run, number) == []
         assert names(layout.attempt_folder(run, number)) == {
@@ -189,11 +189,21 @@ def test_a_damaged_file_costs_nothing_but_time(tmp_path: Path) -> None:
 
 def test_what_does_not_read_back_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path, 0, [("step", {"step": 1, "tokens": 1, "loss": 1.0})])
-    digests = iter(["one", "another"])
+    digests = iter(str(number) for number in range(9))
     monkeypatch.setattr(compact, "_digest", lambda columns: next(digests))
     with pytest.raises(compact.Unequal):
         compact.compact(tmp_path, 0)
     assert names(folder) == set()
+
+
+def test_ranks_that_cannot_be_compacted_do_not_keep_the_steps_from_it(tmp_path: Path) -> None:
+    run = generate(tmp_path / "run")
+    folder = layout.attempt_folder(run, 0)
+    with layout.rank_records(folder, 1).open("ab") as file:  # there is a column of that name already
+        file.write(b"".join(encode(99, START, "rank", {"step": 999, "step_s": 1.0, "rank": 1.0})))
+    with pytest.raises(compact.Unequal):
+        compact.compact(run, 0)
+    assert names(folder) == {layout.STEPS_COMPACTED, layout.EXPERTS_COMPACTED}
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
