@@ -78,7 +78,7 @@ class Compacting:
         return False
 
     def _due(self) -> list[int]:
-        """The attempts that have ended, were not compacted, and are worth it."""
+        """The attempts that have ended, were not compacted to the last of their files, and are worth it."""
         found = []
         for record in ledger.history(self.run):
             folder = ledger.folder(self.run, record.number)

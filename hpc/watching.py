@@ -12,7 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -232,6 +233,8 @@ def _of_row(run: Run, row: Row) -> Entry:
 def _speed(steps: Sequence[Mapping]) -> float | None:
     """Tokens per second by the median over the newest steps, the newest first."""
     known = [each for each in steps if isinstance(each.get("tokens"), int) and isinstance(each.get("t"), int | float)]
+    # A step may be several records, which lie no time apart: its first one stands for it.
+    known = [[*records][-1] for _, records in groupby(known, itemgetter("step"))]
     speeds = [
         (late["tokens"] - early["tokens"]) / (late["t"] - early["t"])
         for late, early in pairwise(known)

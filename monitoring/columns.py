@@ -112,6 +112,10 @@ class Columns:
         """Take records that have the same fields, column by column; False, and nothing taken, if they do not."""
         integers = self.integers()
         wanted = [name for name in records[0] if name not in RESERVED and (self.only is None or name in self.only)]
+        # Of all metrics the equal numbers of fields show that no record has others; of a few, one may be in another.
+        for name in self.only or ():
+            if name not in records[0] and any(name in record for record in records):
+                return False
         names = [*integers, "t", *wanted]
         try:
             given = {name: [*map(itemgetter(name), records)] for name in names}

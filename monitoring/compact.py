@@ -58,6 +58,8 @@ def _info(run: Path, number: int) -> Path:
 def compact(run: Path, number: int, *, again: bool = False) -> list[str]:
     """Compact one attempt that has ended. Returns the names of the files that were written.
 
+    ``steps.parquet`` is written last: where it is, nothing is left to do, and whoever was killed before is seen by that.
+
     Args:
         again: also where that was done before.
 
@@ -66,15 +68,20 @@ def compact(run: Path, number: int, *, again: bool = False) -> list[str]:
         OSError: if the records cannot be read, or the files not be written.
         Unequal: if what was written does not read back as the records say. Nothing is left of it.
     """
-    folder, written = layout.attempt_folder(run, number), []
+    folder, written, unequal = layout.attempt_folder(run, number), [], None
     _sweep(folder)
     for name, make in (
-        (layout.STEPS_COMPACTED, _steps),
         (layout.RANKS_COMPACTED, _ranks),
         (layout.EXPERTS_COMPACTED, _experts),
+        (layout.STEPS_COMPACTED, _steps),
     ):
-        if (again or compacted.opened(folder, name) is None) and make(run, number):
-            written.append(name)
+        try:
+            if (again or compacted.opened(folder, name) is None) and make(run, number):
+                written.append(name)
+        except Unequal as error:  # so it would be the next time: no reason to be without the other files
+            unequal = error
+    if unequal is not None:
+        raise unequal
     return written
 
 

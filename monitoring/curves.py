@@ -102,26 +102,26 @@ class _Curve:
     def _forget(self) -> None:
         self.bins = Bins()
         self._smooth = Smoothing(self.smoothing)
-        self._taken: list[_Piece] = []
+        self.taken: list[_Piece] = []
         self._last: float | None = None
 
     def refresh(self, history: History, clock: _Clock) -> None:
         pieces = list(_pieces(history, self.name))
         if not self._continues(pieces):
             self._forget()
-        done = len(self._taken)
+        done = len(self.taken)
         for place, piece in enumerate(pieces):
-            begin = self._taken[place].end if place < done else piece.begin
+            begin = self.taken[place].end if place < done else piece.begin
             if begin < piece.end:
                 new = _Piece(piece.stretch, begin, piece.end)
                 x, y = _points(new, self.name, self.axis, clock, history)
                 self.bins.append(x, self._smooth(y))
                 self._last = float(y[-1])
-        self._taken = pieces
+        self.taken = pieces
 
     def _continues(self, pieces: list[_Piece]) -> bool:
         """Whether what was taken is the beginning of what there is now."""
-        taken = self._taken
+        taken = self.taken
         if not taken:
             return True
         if len(taken) > len(pieces):
@@ -167,15 +167,16 @@ class Curves:
         """
         _known(axis)
         key = (name, axis, smoothing)
-        if (curve := self._curves.get(key)) is None:
-            curve = _Curve(*key)
+        curve = self._curves.get(key) or _Curve(*key)
+        curve.refresh(self.history, self._clock)
+        found = curve.bins.view(low, high, most)
+        if key not in self._curves and curve.taken:  # names come from outside: of what is nowhere nothing is kept
             # Of the smoothings of one curve only the newest is kept: a slider would fill the memory with them.
             old = [each for each in self._curves if each[:2] == key[:2] and each[2] and smoothing]
             for each in old:
                 del self._curves[each]
             self._curves[key] = curve
-        curve.refresh(self.history, self._clock)
-        return curve.bins.view(low, high, most)
+        return found
 
     def ghosts(
         self, name: str, axis: str = "step", low: float = -math.inf, high: float = math.inf, most: int = 1000

@@ -120,14 +120,16 @@ class _Attempt:
 
 def every_layer(attempt: Path) -> Iterator[tuple[int, Loads]]:
     """Each layer of the attempt in a folder and what its experts were sent, lost work included."""
+    tail, layers = RecordTail(layout.experts_records(attempt)), dict[int, Loads]()
     if (found := compacted.opened(attempt, layout.EXPERTS_COMPACTED)) is not None:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # damaged: the records have it all
             tables = [from_table(table) for table in compacted.groups(found)]
-            yield from zip(found.meta["layers"], tables, strict=True)
-            return
-    layers: dict[int, Loads] = {}
-    for found in RecordTail(layout.experts_records(attempt)).read():
-        take(found.items, layers)
+            layers = dict(zip(found.meta["layers"], tables, strict=True))
+            tail.resume(found.sizes()[tail.path.name])
+    for increment in tail.read():
+        if increment.again:
+            layers.clear()
+        take(increment.items, layers)
     yield from sorted(layers.items())
 
 

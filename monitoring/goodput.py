@@ -6,6 +6,7 @@ bent until it fits: what an attempt recorded stays between its begin and its end
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -161,7 +162,7 @@ def within(past: Past, began: float, ended: float) -> Iterator[tuple[Bucket, flo
         yield Bucket.startup, ended
         return
     usual = _usual(work)
-    stepped = np.clip(np.maximum.accumulate(work.times), began, ended)
+    stepped = _ascending(np.clip(work.times, began, ended))
     first = stepped[0] - min(usual, _or(work.step_s, usual)[0])
     first = float(min(max(first, began), stepped[0]))
     yield Bucket.startup, first
@@ -175,6 +176,33 @@ def within(past: Past, began: float, ended: float) -> Iterator[tuple[Bucket, flo
         yield Bucket.unknown, ended
     else:
         yield Bucket.ending, ended
+
+
+def _ascending(times: np.ndarray) -> np.ndarray:
+    """Times in the order in which they were made, as few as possible of them bent.
+
+    What is out of the longest ascending sequence lies evenly between its neighbours in that: were each as late as any
+    before it, a single one of a clock far ahead would leave no time for all steps that follow.
+    """
+    if not (np.diff(times) < 0).any():
+        return times
+    ends: list[float] = []  # the lowest time at which a sequence of so many can end
+    rows: list[int] = []  # its row
+    before: list[int] = []  # of each row the one before it in its sequence
+    for row, time in enumerate(times.tolist()):
+        place = bisect.bisect_right(ends, time)
+        before.append(rows[place - 1] if place else -1)
+        if place == len(ends):
+            ends.append(time)
+            rows.append(row)
+        else:
+            ends[place], rows[place] = time, row
+    kept, row = [], rows[-1]
+    while row >= 0:
+        kept.append(row)
+        row = before[row]
+    kept.reverse()
+    return np.interp(np.arange(len(times)), kept, times[kept])
 
 
 def _steps(work: Work, edges: np.ndarray, usual: float) -> Iterator[tuple[Bucket, float]]:

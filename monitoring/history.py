@@ -73,6 +73,7 @@ class Attempt:
         self.experts: dict[int, tuple[int, list[int]]] = {}  # layer -> (step, tokens per expert), the latest
         self.events: list[dict[str, Any]] = []
         self.dropped = 0  # records that the writer could not write
+        self.dropped_experts = 0  # likewise of the loads of experts, as far as they are read
         self.unread = 0  # records that this reader could not make sense of
         self.tail = RecordTail(layout.rank_records(self.folder, 0))
         self._compacted = records_only  # whether that was looked for
@@ -98,7 +99,7 @@ class Attempt:
         count = 0
         for found in self.experts_tail.read():
             if found.again:
-                self.experts = {}
+                self.experts, self.dropped_experts = {}, 0
             for record in found.items:
                 self._take_experts(record)
             count += len(found.items)
@@ -135,8 +136,7 @@ class Attempt:
             elif kind == "header":
                 self.header = fields.attempt(record)
             elif kind == "dropped":
-                count = record.get("count")
-                self.dropped += count if type(count) is int else 0
+                self.dropped += _dropped(record)
         self._take_steps(steps)
 
     def _take_steps(self, records: list[dict[str, Any]]) -> None:
@@ -179,6 +179,8 @@ class Attempt:
             self.stretches.append(Stretch(attempt=self.number, resumed_from=back))
 
     def _take_experts(self, record: dict[str, Any]) -> None:
+        if record["kind"] == "dropped":
+            self.dropped_experts += _dropped(record)
         if record["kind"] != "experts":
             return
         step, layer, first = (record.get(name) for name in ("step", "layer", "first"))
@@ -331,8 +333,9 @@ class History:
                     found.append(f"{where}: {tail.path.name}: {tail.error}")
             if bad := attempt.tail.bad + attempt.experts_tail.bad + attempt.unread:
                 found.append(f"{where}: {bad} damaged line{'s' * (bad > 1)} skipped")
-            if attempt.dropped:
-                found.append(f"{where}: {attempt.dropped} record{'s' * (attempt.dropped > 1)} could not be written")
+            for count, of in ((attempt.dropped, ""), (attempt.dropped_experts, " of experts")):
+                if count:
+                    found.append(f"{where}: {count} record{'s' * (count > 1)}{of} could not be written")
         return found
 
     def frame(self) -> pd.DataFrame:
@@ -410,6 +413,11 @@ def undone(steps: np.ndarray, cut: int | None) -> np.ndarray:
     after = np.minimum.accumulate(steps[::-1])[::-1]
     again = np.append(steps[:-1] >= after[1:], False)
     return again if cut is None else again | (steps > cut)
+
+
+def _dropped(record: dict[str, Any]) -> int:
+    count = record.get("count")
+    return count if type(count) is int else 0
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

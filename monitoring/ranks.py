@@ -9,7 +9,6 @@ and then only what is new.
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -96,14 +95,30 @@ class RankFile:
 
 def every_rank(attempt: Path) -> Iterator[tuple[int, Columns]]:
     """Each rank of the attempt in a folder and what it recorded, lost work included."""
-    if (found := compacted.opened(attempt, layout.RANKS_COMPACTED)) is not None:
-        with contextlib.suppress(OSError, ValueError):
-            yield from [from_table(table) for table in compacted.groups(found)]
-            return
+    known = _compacted(attempt)
     for rank in layout.recorded_ranks(attempt):
-        file = RankFile(layout.rank_records(attempt, rank))
+        file = known.get(rank) or RankFile(layout.rank_records(attempt, rank))
         file.refresh()
         yield rank, file.columns
+
+
+def _compacted(attempt: Path, only: Collection[str] | None = None) -> dict[int, RankFile]:
+    """Files of ranks that hold what of them was compacted, and go on behind it; empty where nothing was."""
+    if (found := compacted.opened(attempt, layout.RANKS_COMPACTED)) is None:
+        return {}
+    wanted = None if only is None else ("rank", "step", *only)
+    try:
+        columns = dict(from_table(table, only) for table in compacted.groups(found, wanted))
+    except (OSError, ValueError):  # damaged: the records have it all
+        return {}
+    files, sizes = dict[int, RankFile](), found.sizes()
+    for rank in layout.recorded_ranks(attempt):
+        path = layout.rank_records(attempt, rank)
+        if path.name in sizes:  # also of a rank without a row: no summary is in so much of its file
+            files[rank] = file = RankFile(path, only)
+            file.columns = columns.get(rank, file.columns)
+            file.tail.resume(sizes[path.name])
+    return files
 
 
 def from_table(table: pa.Table, only: Collection[str] | None = None) -> tuple[int, Columns]:
@@ -133,7 +148,7 @@ class _Attempt:
     def refresh(self, records: Attempt) -> None:
         over = records.info.get("action") is not None
         if over and not self.ranks:
-            self._take_compacted(records.folder)
+            self.ranks = {rank: file for rank, file in _compacted(records.folder, self._shown).items() if rank}
         for rank in layout.recorded_ranks(records.folder):
             if rank and rank not in self.ranks:
                 self.ranks[rank] = RankFile(layout.rank_records(records.folder, rank), only=self._shown)
@@ -141,23 +156,6 @@ class _Attempt:
         if any(changed):
             self._made = None
         self.over = over
-
-    def _take_compacted(self, folder: Path) -> None:
-        if (found := compacted.opened(folder, layout.RANKS_COMPACTED)) is None:
-            return
-        try:
-            tables = [
-                from_table(table, self._shown) for table in compacted.groups(found, ("rank", "step", *self._shown))
-            ]
-        except (OSError, ValueError):  # damaged: the records have it all
-            return
-        sizes = found.sizes()
-        for rank, columns in tables:
-            path = layout.rank_records(folder, rank)
-            if rank and path.name in sizes:
-                self.ranks[rank] = file = RankFile(path, only=self._shown)
-                file.columns = columns
-                file.tail.resume(sizes[path.name])
 
     def part(self, records: Attempt, cut: int | None) -> _Part:
         own = [stretch for stretch in records.stretches if stretch.kept]

@@ -201,11 +201,11 @@ class _File:
             while self.waiting:
                 self._write_batch()
                 self._encode()  # of more records than WAITING, the rest
-        except OSError as error:
-            self.error = error.strerror or str(error)
+            self._note_dropped()
+        except Exception as error:  # nothing may end the writer's thread: all that is recorded later would be lost
+            self.error = _words(error)
             self._abandon()
             return False
-        self._note_dropped()
         return True
 
     def sync(self) -> bool:
@@ -217,8 +217,8 @@ class _File:
             if not self.named:
                 _sync_folder(self.path.parent)
                 self.named = True
-        except OSError as error:
-            self.error = error.strerror or str(error)
+        except Exception as error:  # as in ``write``
+            self.error = _words(error)
             return False
         return True
 
@@ -288,6 +288,11 @@ class _File:
             if os.fstat(self.handle).st_size > self.whole:
                 os.ftruncate(self.handle, self.whole)
         self.close()
+
+
+def _words(error: Exception) -> str:
+    said = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+    return said or str(error)
 
 
 def _sync_folder(path: Path) -> None:

@@ -15,18 +15,20 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
 from monitoring import layout
-from monitoring.recorder import PROTOCOL
+from monitoring.recorder import LINE, PROTOCOL
 from monitoring.recorder import metric as number_of
 from monitoring.text import clean
 
 _HEAD = 256  # bytes by which a file is known again
 _BLOCK = 1 << 18  # bytes read at once: a block and its records stay in the cache; 1 MiB took 1.7x the time
 _SAMPLES = 1 << 18  # bytes at the end of a rank's records that may all be samples of its devices
+_FAR = 1 << 22  # bytes before its end in which a kind of record is looked for: a day and more of samples of devices
+_STEP_BACK = 1 << 16  # bytes that are read at once on the way back from the end
 _LONGEST = 1 << 20  # bytes without a newline beyond which they are damage and not a line
 
 
@@ -124,8 +126,10 @@ class RecordTail(_Growing):
             begun = self.offset
             self.offset += end
             if cut and whole:
-                if begun:  # begins in the middle of a line
+                if begun:  # begins in the middle of a line, and what protocol that is says the first one
                     whole = whole[whole.find(b"\n") + 1 :]
+                    with contextlib.suppress(OSError), self.path.open("rb") as file:
+                        self.newer = _newer(_first(file))
                 cut = False
             if len(rest) > _LONGEST:  # no line is so long: one NUL stands for the damage
                 self.offset += len(rest) - 1
@@ -154,26 +158,36 @@ class RecordTail(_Growing):
             line = line[line.rfind(b"\0") + 1 :]
             if not line:
                 return None
-        try:
-            record = orjson.loads(line)
-        except ValueError:
-            record = None
-        if (
-            isinstance(record, dict)
-            and isinstance(record.get("seq"), int)
-            and isinstance(record.get("t"), int | float)
-            and isinstance(record.get("kind"), str)
-        ):
-            return record
-        self.bad += 1
-        return None
+        if (record := _record(line)) is None:
+            self.bad += 1
+        return record
 
     def _understood(self, record: dict[str, Any]) -> bool:
         """Whether the protocol of a record, by the header before it, is one that this reader knows."""
         if record["kind"] == "header":
-            protocol = record.get("protocol")
-            self.newer = protocol if isinstance(protocol, int) and protocol > PROTOCOL else 0
+            self.newer = _newer(record)
         return not self.newer
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record in a line; None if it is none."""
+    try:
+        record = orjson.loads(line)
+    except ValueError:
+        return None
+    good = (
+        isinstance(record, dict)
+        and isinstance(record.get("seq"), int)
+        and isinstance(record.get("t"), int | float)
+        and isinstance(record.get("kind"), str)
+    )
+    return record if good else None
+
+
+def _newer(header: dict[str, Any] | None) -> int:
+    """The protocol that a header tells of, if it is too new to be read; else 0."""
+    protocol = header.get("protocol") if header is not None and header["kind"] == "header" else None
+    return protocol if isinstance(protocol, int) and protocol > PROTOCOL else 0
 
 
 def _at_once(whole: bytes) -> list[dict[str, Any]] | None:
@@ -338,18 +352,44 @@ def _last_step_near_end(path: Path) -> dict[str, Any] | None:
 
 
 def _steps_near_end(path: Path) -> Iterator[dict[str, Any]]:
-    """The step records in the last lines, newest first."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 16)))
-            *lines, _ = file.read().split(b"\n")  # the last one is torn, or empty
-    except OSError:
-        return
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError):
-            record = orjson.loads(line[line.rfind(b"\0") + 1 :])
-            if isinstance(record, dict) and _is_step(record):
+    return filter(_is_step, newest(path, "step"))
+
+
+def newest(path: Path, kind: str) -> Iterator[dict[str, Any]]:
+    """The records of a kind near the end of a file, the newest first; none of a file that is too new to be read.
+
+    Other lines are not parsed, and no more is read than is asked for: behind the last step of a rank that hangs there
+    may be hours of samples of its devices.
+    """
+    with contextlib.suppress(OSError), path.open("rb") as file:  # nothing is recorded yet
+        if _newer(_first(file)):
+            return
+        for line in _backwards(file, b'"kind":' + orjson.dumps(kind)):
+            record = _record(line[line.rfind(b"\0") + 1 :])
+            if record is not None and record["kind"] == kind:
                 yield record
+
+
+def _first(file: BinaryIO) -> dict[str, Any] | None:
+    """The first record of a file; None if its first line is none."""
+    return _record(file.readline(LINE))
+
+
+def _backwards(file: BinaryIO, key: bytes) -> Iterator[bytes]:
+    """The whole lines with ``key`` among the last bytes of a file, the last one first."""
+    begin = os.fstat(file.fileno()).st_size
+    far, after, ended = max(0, begin - _FAR), b"", False
+    while begin > far:
+        end, begin = begin, max(far, begin - _STEP_BACK)
+        data = os.pread(file.fileno(), end - begin, begin) + after
+        if not ended:  # what follows the last newline is torn
+            data = data[: data.rfind(b"\n") + 1]
+            ended = bool(data)
+        first = data.find(b"\n") + 1 if begin else 0  # begins in the middle of a line
+        after, at = data[:first], len(data)
+        while (found := data.rfind(key, first, at)) >= 0:
+            at = max(first, data.rfind(b"\n", 0, found) + 1)
+            yield data[at : data.find(b"\n", found)]
 
 
 def _is_step(record: dict[str, Any]) -> bool:

@@ -6,13 +6,14 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hpc import compacting, ledger
 from hpc.compacting import Compacting
 from hpc.runs import Run
-from monitoring import layout
+from monitoring import compact, layout
 from tests.monitoring.generate import Shape, generate
 
 
@@ -47,6 +48,28 @@ def test_attempts_that_have_ended_are_compacted_beside_training(run: Run) -> Non
     assert found._process is not None and found._process.wait(30) == 0
     found.look()
     assert found._process is None and not found._due()
+
+
+def test_what_was_killed_between_two_files_is_due_again(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = generate(tmp_path / "moe", Shape())  # with loads of experts and summaries of ranks
+    made = []
+
+    def killed(*args: Any) -> bool:
+        if made:
+            raise KeyboardInterrupt
+        made.append(write(*args))
+        return made[-1]
+
+    write = compact._write
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(compact, "_write", killed)
+        compact.compact(folder, 0)
+    assert made == [True]
+    assert 0 in Compacting(Run(folder), print)._due()
+    compact.compact(folder, 0)
+    assert 0 not in Compacting(Run(folder), print)._due()
 
 
 def test_few_records_and_an_attempt_that_failed_before_start_no_process(

@@ -18,8 +18,9 @@ from hpc.runs import Run, write_json
 from hpc.sweep import Array, Member, Sweep
 from hpc.watching import Fleet
 from monitoring import layout
+from monitoring.recorder import encode
 from monitoring.terminal.source import Entry
-from tests.monitoring.generate import BATCH, Shape, Try, generate, loss
+from tests.monitoring.generate import BATCH, START, Shape, Try, generate, loss
 
 SQUEUE = """#!/bin/sh
 echo "$@" >> {0}/asked
@@ -133,6 +134,20 @@ def test_what_is_odd_in_one_run_hides_no_other(tmp_path: Path, cluster: Slurm, f
     assert found["20251122-0003"].state == "running"
     assert found["20251122-0004"].state == "unreadable" and "ValueError" in found["20251122-0004"].reason
     assert found["20251122-0005"].state == "unknown"
+
+
+def test_a_run_of_steps_in_two_lines_that_hangs_for_hours_keeps_its_figures(tmp_path: Path) -> None:
+    run = made(tmp_path / "runs", "hangs", 1)
+    lines = encode(0, START, "header", {"protocol": 1})
+    for step in range(1, 61):
+        for more in ({"loss": 2.0}, {"lr": 0.1}):
+            lines += encode(len(lines), START + step, "step", {"step": step, "tokens": step * BATCH, **more})
+    sample = {"gpu_util": 0.0, "power_w": 402.123, "energy_j": 123456789.123, "host_memory_gib": 120.123456}
+    lines += [line for n in range(4000) for line in encode(len(lines) + n, START + 60 + 10 * n, "device", sample)]
+    layout.rank_records(layout.attempt_folder(run.folder, 0), 0).write_bytes(b"".join(lines))
+    found = watching._read(run, None)
+    assert (found.step, found.loss, found.tokens_per_s) == (60, 2.0, BATCH)
+    assert found.age is not None and found.eta_s == 60.0
 
 
 def test_one_squeue_tells_of_all_runs(tmp_path: Path, cluster: Slurm, fleets: list[Fleet]) -> None:

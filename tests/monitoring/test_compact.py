@@ -17,7 +17,7 @@ from monitoring.experts import Experts
 from monitoring.history import History
 from monitoring.ranks import Ranks
 from monitoring.recorder import PROTOCOL, encode
-from tests.monitoring.generate import BATCH, Shape, Try, generate
+from tests.monitoring.generate import BATCH, START, Shape, Try, generate
 
 
 def close(run: Path, number: int, **more: Any) -> None:
@@ -79,9 +79,9 @@ def test_a_compacted_run_reads_as_its_records(tmp_path: Path, monkeypatch: pytes
     before = everything(run)
     for number in compact.ended(run):
         assert compact.compact(run, number) == [
-            layout.STEPS_COMPACTED,
             layout.RANKS_COMPACTED,
             layout.EXPERTS_COMPACTED,
+            layout.STEPS_COMPACTED,
         ]
         assert compact.compact(run, number) == []
         assert names(layout.attempt_folder(run, number)) == {
@@ -134,6 +134,24 @@ def test_what_comes_after_is_read_from_the_records(tmp_path: Path) -> None:
     assert history.series("loss").steps.tolist() == [1, 2, 3, 4]
 
 
+def test_the_frames_have_what_came_after_too(tmp_path: Path) -> None:
+    run = generate(tmp_path / "run")
+    folder = layout.attempt_folder(run, 0)
+    compact.compact(run, 0)
+    late = encode(99, START + 500, "rank", {"step": 999, "step_s": 1.5, "data_s": 0.5})
+    for rank in (0, 1, 9):  # without a row in the Parquet file, with some, and not known to it
+        with layout.rank_records(folder, rank).open("ab") as file:
+            file.write(b"".join(late))
+    with layout.experts_records(folder).open("ab") as file:
+        file.write(b"".join(encode(99, START + 500, "experts", {"step": 130, "layers": {2: [1] * 16, 6: [2] * 4}})))
+    found = everything(run)
+    assert found["ranks"]["rank"][found["ranks"]["step"] == 999].tolist() == [0, 1, 9]
+    assert set(found["experts"]["layer"][found["experts"]["step"] == 130]) >= {2, 6}
+    (folder / layout.RANKS_COMPACTED).unlink()
+    (folder / layout.EXPERTS_COMPACTED).unlink()
+    assert same(found, everything(run))
+
+
 @pytest.mark.parametrize("change", ["head", "tail", "shorter", "gone"])
 def test_parquet_of_other_records_is_not_taken(tmp_path: Path, change: str) -> None:
     folder = write(tmp_path, 0, [("step", {"step": s, "tokens": s, "loss": 1.0}) for s in range(1, 30)])
@@ -171,11 +189,21 @@ def test_a_damaged_file_costs_nothing_but_time(tmp_path: Path) -> None:
 
 def test_what_does_not_read_back_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path, 0, [("step", {"step": 1, "tokens": 1, "loss": 1.0})])
-    digests = iter(["one", "another"])
+    digests = iter(str(number) for number in range(9))
     monkeypatch.setattr(compact, "_digest", lambda columns: next(digests))
     with pytest.raises(compact.Unequal):
         compact.compact(tmp_path, 0)
     assert names(folder) == set()
+
+
+def test_ranks_that_cannot_be_compacted_do_not_keep_the_steps_from_it(tmp_path: Path) -> None:
+    run = generate(tmp_path / "run")
+    folder = layout.attempt_folder(run, 0)
+    with layout.rank_records(folder, 1).open("ab") as file:  # there is a column of that name already
+        file.write(b"".join(encode(99, START, "rank", {"step": 999, "step_s": 1.0, "rank": 1.0})))
+    with pytest.raises(compact.Unequal):
+        compact.compact(run, 0)
+    assert names(folder) == {layout.STEPS_COMPACTED, layout.EXPERTS_COMPACTED}
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

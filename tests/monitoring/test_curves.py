@@ -120,3 +120,11 @@ def test_of_many_smoothings_one_is_kept(tmp_path: Path) -> None:
     for weight in (0.0, 0.5, 0.6, 0.7, 0.0):
         found.view("loss", smoothing=weight)
     assert sorted(weight for _, _, weight in found._curves) == [0.0, 0.7]
+
+
+def test_of_a_name_that_nobody_recorded_nothing_is_kept(tmp_path: Path) -> None:
+    found = curves(tmp_path)
+    write(tmp_path, 0, steps(1, 2))
+    assert all(len(found.view(f"no{n}", smoothing=0.5)) == 0 for n in range(5)) and not found._curves
+    found.history.refresh()
+    assert len(found.view("loss")) == 2 and len(found._curves) == 1

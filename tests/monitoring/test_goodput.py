@@ -153,6 +153,20 @@ def test_a_gap_between_steps_that_nothing_explains_is_unknown() -> None:
     assert (found[Bucket.unknown], found[Bucket.training]) == (60.0, 6.0)
 
 
+@pytest.mark.parametrize("wrong", [{10: 1e9}, {10: 1e9, 11: 1e9 + 1, 60: 0.0}, {0: 1e9}, {99: 0.0}, {0: 0.0, 99: 1e9}])
+@pytest.mark.parametrize("ended", [1110.0, None])
+def test_a_clock_that_was_wrong_for_a_record_costs_no_other_step_its_time(
+    wrong: dict[int, float], ended: float | None
+) -> None:
+    times = np.arange(1001.0, 1101.0)
+    for row, time in wrong.items():
+        times[row] = time
+    work = _steady([*times], [1.0] * 100)
+    found = totals(spans([990.0], [Past(0, 1000.0, ended, ended and "end", 0.0, work)], 1110.0, over=bool(ended)))
+    assert found[Bucket.training] == pytest.approx(100.0 if ended else 110.0, abs=10.0 if 99 in wrong else 3.0)
+    assert sum(found.values()) == pytest.approx(120.0)
+
+
 def test_a_run_that_a_person_resumed_was_stopped_until_then() -> None:
     first, second = Past(0, 10.0, 20.0, "stop"), Past(1, 95.0, 100.0, "end")
     found = totals(spans([0.0, 90.0], [first, second], 100.0, over=True))

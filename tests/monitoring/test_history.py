@@ -241,6 +241,21 @@ def test_what_is_damaged_dropped_or_newer_is_said(tmp_path: Path) -> None:
     assert history.frame()["step"].tolist() == [1, 2]
 
 
+def test_loads_of_experts_that_could_not_be_written_are_told_of(tmp_path: Path) -> None:
+    folder = write(tmp_path, 0, steps(1, 2))
+    lines = encode(0, 0.0, "header", {"protocol": PROTOCOL}) + encode(
+        1, 1.0, "experts", {"step": 1, "layers": {2: [1]}}
+    )
+    lines += [*encode(2, 2.0, "dropped", {"count": 5000, "error": "disk full"})]
+    layout.experts_records(folder).write_bytes(b"".join(lines))
+    history = History(tmp_path)
+    history.refresh()
+    assert history.problems() == ["attempt 0: 5000 records of experts could not be written"]
+    layout.experts_records(folder).write_bytes(lines[0] + lines[2].replace(b"5000", b"1"))
+    history.refresh()
+    assert history.problems() == ["attempt 0: 1 record of experts could not be written"]
+
+
 def test_all_ranks_and_all_loads_are_there_for_those_who_ask(tmp_path: Path) -> None:
     run = generate(tmp_path / "run", Shape())
     layout.rank_records(layout.attempt_folder(run, 1), 2).unlink()  # a rank that never came to write

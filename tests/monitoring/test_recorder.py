@@ -194,6 +194,29 @@ def test_a_full_disk_is_waited_for_and_what_could_not_be_kept_is_counted(
     assert "No space left" in dropped[0]["error"]
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError("no memory")])
+def test_an_error_while_the_loss_is_noted_does_not_end_the_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    write, fail = os.write, [error]
+
+    def refuse_once(handle: int, data: bytes) -> int:
+        if b'"kind":"dropped"' in data and fail:
+            raise fail.pop()
+        return write(handle, data)
+
+    monkeypatch.setattr(record.os, "write", refuse_once)
+    recorder = new(tmp_path)
+    recorder.step(step="one", tokens=1)  # pyright: ignore[reportArgumentType]
+    recorder.step(step=2, tokens=2)
+    assert not recorder.sync() and not fail
+    recorder.step(step=3, tokens=3)
+    assert recorder.sync() and recorder.close()
+    lines = read(rank_records(tmp_path, 0))
+    assert [line["kind"] for line in lines] == ["header", "step", "dropped", "step"]
+    assert [line["seq"] for line in lines] == [0, 1, 2, 3] and lines[2]["count"] == 1
+
+
 LIMITED = """
 import resource, sys, time
 from pathlib import Path

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from monitoring import tail as tail_module
 from monitoring.layout import rank_records
 from monitoring.recorder import PROTOCOL, Recorder, encode
-from monitoring.tail import RecordTail, TextTail, events, last_record, last_step, said_so_far
+from monitoring.tail import RecordTail, TextTail, events, last_record, last_step, newest, recent_steps, said_so_far
 from monitoring.text import clean
 
 
@@ -144,6 +145,44 @@ def test_records_of_a_newer_protocol_are_left_alone(tmp_path: Path) -> None:
     path.write_bytes(header + b"".join(lines(3)[1:]))
     tail = RecordTail(path)
     assert not take(tail) and tail.newer == PROTOCOL + 1
+
+
+def test_a_newer_protocol_is_seen_by_who_begins_in_the_middle(tmp_path: Path) -> None:
+    path = rank_records(tmp_path, 0)
+    header = {"seq": 0, "t": 1.0, "kind": "header", "host": "n" * 300, "protocol": PROTOCOL + 1}
+    path.write_bytes(orjson.dumps(header) + b"\n" + b"".join(lines(2000)[1:]))
+    tail = RecordTail(path, begin=1 << 12)
+    assert not take(tail) and tail.newer == PROTOCOL + 1
+    assert recent_steps(tmp_path) == [] and list(newest(path, "step")) == []
+    path.write_bytes(b"".join(lines(2000)))
+    assert 0 < len(take(RecordTail(path, begin=1 << 12))) < 2000
+
+
+def test_the_newest_records_of_a_kind_are_found_behind_a_day_of_others(tmp_path: Path) -> None:
+    path, spoken = rank_records(tmp_path, 0), lines(200)
+    sample = {"gpu_util": 0.0, "power_w": 402.123, "energy_j": 123456789.123, "host_memory_gib": 120.123456}
+    samples = b"".join(encode(300, 500.0, "device", sample)) * (24 * 360)
+    path.write_bytes(b"".join(spoken) + samples + spoken[5][:30])
+    assert [record["step"] for record in recent_steps(tmp_path)] == list(range(199, 149, -1))
+    assert len(list(newest(path, "device"))) == 24 * 360
+    assert last_step(tmp_path) == 199
+    assert list(newest(tmp_path / "nowhere", "step")) == []
+
+
+@given(st.lists(st.integers(0, 40), max_size=30), st.integers(1, 60), st.integers(0, 30))
+def test_reading_back_in_blocks_finds_each_whole_line_once(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], block: int, torn: int
+) -> None:
+    path = tmp_path_factory.mktemp("records") / "rank-0.jsonl"
+    made = [
+        orjson.dumps({"seq": n, "t": 1.0, "kind": "step" if n % 3 else "rank", "said": "x" * size}) + b"\n"
+        for n, size in enumerate(sizes)
+    ]
+    path.write_bytes(b"".join(made) + (b'{"seq":9,"t":1.0,"kind":"step"}')[:torn])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tail_module, "_STEP_BACK", block)
+        found = [record["seq"] for record in newest(path, "step")]
+    assert found == [n for n in reversed(range(len(sizes))) if n % 3]
 
 
 def test_the_newest_step_is_found_from_the_end(tmp_path: Path) -> None:
