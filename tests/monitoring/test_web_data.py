@@ -10,7 +10,6 @@ import shutil
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from monitoring import layout
-from monitoring.goodput import Bucket, Span
 from monitoring.recorder import Recorder
-from monitoring.web import logs, views
+from monitoring.web import logs
 from monitoring.web.encode import dumps, numbers
 from monitoring.web.hub import Hub
 from monitoring.web.pages import Pages, application
@@ -310,20 +308,6 @@ def test_a_slow_step_is_seen_in_whatever_bins(columns: int, most: int, seed: int
         and np.nanmax(shown.values[1]) == 9.0
         and len(shown.steps) == shown.values.shape[1]
     )
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from(list(Bucket)), st.floats(0.01, 1e4)), min_size=1, max_size=60),
-    st.integers(2, 40),
-)
-def test_a_timeline_has_no_gaps_and_keeps_its_ends(pieces: list[tuple[Bucket, float]], most: int) -> None:
-    spans, at = [], 1000.0
-    for bucket, seconds in pieces:
-        spans.append(Span(bucket, at, at + seconds, 0))
-        at += seconds
-    shown = views.timeline(spans, most)
-    assert len(shown) <= max(most, 1) and shown[0][1] == 1000.0 and shown[-1][2] == pytest.approx(at, abs=0.01)
-    assert all(one[2] == two[1] for one, two in pairwise(shown))
 
 
 # -- streams --
