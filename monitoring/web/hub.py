@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from monitoring.snapshot import ENDED, Snapshot
 from monitoring.tail import last_value
@@ -35,6 +35,20 @@ class Unknown(Exception):
     """There is no run or sweep of that name in the list."""
 
 
+# Where a run stood when more of it was read: of one that has ended and stands there still nothing new can be said.
+_Mark = tuple[str, int | None, int | None]  # state, attempt, step
+
+
+def _mark(row: Row) -> _Mark:
+    return row.state, row.attempt, row.step
+
+
+class _Details(NamedTuple):
+    at: float = 0.0  # of a monotonic clock, seconds
+    mark: _Mark | None = None
+    found: Mapping[str, Any] = {}
+
+
 class Hub:
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -45,10 +59,10 @@ class Hub:
         self._asking = threading.Lock()
         self._watched: dict[Path, Watched] = {}
         self._rows: dict[Path, tuple[float, Row]] = {}
-        self._details: dict[Path, tuple[float, dict[str, Any]]] = {}
+        self._details: dict[Path, _Details] = {}
         self._known_sweeps: Sequence[Sweep] = ()
         self._swept = -1e9
-        self._lasts: dict[Path, dict[str, float | None]] = {}
+        self._lasts: dict[Path, tuple[_Mark, dict[str, float | None]]] = {}
         self._counting = threading.Lock()
 
     # -- which runs there are --
@@ -133,7 +147,7 @@ class Hub:
             sections["sweeps"] = [views.sweep_line(name, each, rows) for name, each in sweeps.items()]
             for name, folder in runs.items():
                 if (row := rows.get(folder)) is not None:
-                    sections[f"run:{name}"] = views.line(name, row, self._details.get(folder, (0.0, {}))[1])
+                    sections[f"run:{name}"] = views.line(name, row, self._details.get(folder, _Details()).found)
             return sections
 
     def _read_rows(self, folders: Sequence[Path]) -> dict[Path, Row]:
@@ -151,20 +165,22 @@ class Hub:
     def _look_closer(self, rows: Mapping[Path, Row]) -> None:
         """More about some of the runs than the ends of their files say, as far as a part of a second allows."""
         self._details = {folder: each for folder, each in self._details.items() if folder in rows}
-        live = [folder for folder in rows if not self._over(folder)][:LIVE]
-        ended = [folder for folder in rows if self._over(folder) and folder not in self._details][:CLOSELY]
+        known = {folder: self._details.get(folder, _Details()) for folder in rows}
+        live = [folder for folder, row in rows.items() if row.state not in ENDED][:LIVE]
+        ended = [folder for folder, row in rows.items() if row.state in ENDED and known[folder].mark != _mark(row)]
+        ended = ended[:CLOSELY]
         until = time.monotonic() + SPARE
         # The newest ended ones are read once; of those that live the one whose turn was longest ago comes first.
-        for folder in [*sorted(live, key=lambda each: self._details.get(each, (0.0, {}))[0]), *ended]:
+        for folder in [*sorted(live, key=lambda each: known[each].at), *ended]:
             if time.monotonic() > until:
                 return
             try:
-                over = self._over(folder)
-                watched = Watched(folder) if over and folder not in self._watched else self._open(folder)
+                # One reader that others share may have read it a moment ago, before its end.
+                watched = Watched(folder) if folder in ended else self._open(folder)
                 found = views.details(watched.snapshot(self._jobs.get(folder)))
             except Exception:  # of a run whose files make no sense the overview shows what its row says
                 found = {}
-            self._details[folder] = (time.monotonic(), found)
+            self._details[folder] = _Details(time.monotonic(), _mark(rows[folder]), found)
 
     def run(self, name: str) -> dict[str, Any]:
         """The sections of one run's page.
@@ -239,11 +255,11 @@ class Hub:
             return {"name": name, "cancelled": sweep.cancelled, "members": members}
 
     def _last(self, folder: Path, row: Row) -> dict[str, float | None]:
-        """The newest losses that a run recorded; of one that has ended, as they were when it was first asked."""
-        if (known := self._lasts.get(folder)) is not None and row.state in ENDED:
-            return known
-        found = {name: last_value(folder, name) for name in ("loss", "validation_loss")}
-        self._lasts[folder] = found
+        """The newest losses that a run recorded; one that has ended is read once."""
+        mark, found = self._lasts.get(folder, (None, {}))
+        if mark != _mark(row) or row.state not in ENDED:
+            found = {name: last_value(folder, name) for name in ("loss", "validation_loss")}
+            self._lasts[folder] = _mark(row), found
         return found
 
     def differences(self, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from monitoring.web.pages import Pages, application
 from monitoring.web.security import Guard
 from monitoring.web.threads import Shared, in_thread
 from monitoring.web.watched import binned
-from tests.monitoring.generate import BATCH, Shape, finish
+from tests.monitoring.generate import BATCH, Shape, Try, finish, generate, loss
 from tests.monitoring.web import DONE, HOSTILE, RUN, SWEEP, TOKEN, Called, browser, guarded, source, tree
 
 
@@ -213,6 +213,31 @@ def test_a_sweep_has_a_row_for_each_run_begun_or_not(viewer: TestClient) -> None
     assert [each["state"] for each in found["members"]] == ["finished", "finished", "not begun"]
     assert found["members"][1]["changes"] == {"optim.lr": 0.001, "model": "b"}
     assert found["members"][0]["loss"] is not None and found["members"][2]["loss"] is None
+
+
+def test_a_run_that_ends_while_it_is_watched_is_shown_as_it_ended(root: Path) -> None:
+    member = generate(root / f"{SWEEP}.2", Shape((Try(0, 60),), steps=120, layers=()))
+    hub = Hub(source(root))
+
+    def seen() -> list[Any]:
+        line, row = hub.overview()[f"run:{SWEEP}.2"], hub.sweep(SWEEP)["members"][2]
+        return [line["state"], line["share"], line["loss"], row["state"], row["step"], row["loss"]]
+
+    assert seen() == ["running", 0.5, pytest.approx(loss(60)), "running", 60, pytest.approx(loss(60))]
+    recorder = Recorder(layout.attempt_folder(member, 0), 0, 4, "tiny_moe", 0)
+    for step in range(61, 121):
+        recorder.step(step=step, tokens=step * BATCH, loss=loss(step))
+    recorder.close()
+    finish(member, Shape())
+    assert seen() == ["finished", 1.0, pytest.approx(loss(120)), "finished", 120, pytest.approx(loss(120))]
+    with pytest.MonkeyPatch.context() as patch:  # once it has ended, it is not read again
+
+        def never(*_: object) -> None:
+            raise AssertionError("read again")
+
+        patch.setattr("monitoring.web.hub.last_value", never)
+        patch.setattr("monitoring.web.watched.Reader", never)
+        assert seen()[2] == pytest.approx(loss(120))
 
 
 def test_prometheus_is_told_of_the_runs_that_have_not_ended(viewer: TestClient) -> None:
