@@ -115,7 +115,7 @@ class Hub:
 
     # -- what Slurm says --
 
-    def jobs(self, folders: Sequence[Path]) -> Jobs:
+    def jobs(self) -> Jobs:
         """The jobs of all runs that have not ended, asked for at most every few seconds and once for all of them.
 
         While one thread asks, the others go on with what was said before.
@@ -123,7 +123,7 @@ class Hub:
         if self._asking.acquire(blocking=False):
             try:
                 if time.monotonic() - self._asked >= JOBS_EVERY:
-                    live = [folder for folder in folders if not self._over(folder)]
+                    live = [folder for folder in self._list().values() if not self._over(folder)]
                     self._jobs = self.source.jobs(live, self._jobs) if live else {}
                     self._asked = time.monotonic()
             finally:
@@ -151,7 +151,7 @@ class Hub:
             return sections
 
     def _read_rows(self, folders: Sequence[Path]) -> dict[Path, Row]:
-        now, jobs = time.monotonic(), self.jobs(folders)
+        now, jobs = time.monotonic(), self.jobs()
         self._rows = {folder: self._rows[folder] for folder in folders if folder in self._rows}
         old = [
             folder
@@ -191,7 +191,7 @@ class Hub:
         folder = self.folder(name)
         try:
             watched = self._open(folder)
-            jobs = self.jobs(list(self._list().values()))
+            jobs = self.jobs()
             snapshot = watched.snapshot(jobs.get(folder))
             (row,) = read_rows(self.source, [folder], jobs)
             return views.run(name, snapshot, row, watched.metrics(), self._sweep_of(folder))
@@ -246,7 +246,7 @@ class Hub:
             raise Unknown(name)
         with self._counting:
             begun = [member.folder for member in sweep.members if member.folder in set(self._list().values())]
-            rows = dict(zip(begun, read_rows(self.source, begun, self.jobs(begun)), strict=True))
+            rows = dict(zip(begun, read_rows(self.source, begun, self.jobs()), strict=True))
             members = []
             for member in sweep.members:
                 row = rows.get(member.folder)

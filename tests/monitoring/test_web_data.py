@@ -240,6 +240,14 @@ def test_a_run_that_ends_while_it_is_watched_is_shown_as_it_ended(root: Path) ->
         assert seen()[2] == pytest.approx(loss(120))
 
 
+def test_whoever_looks_at_a_sweep_takes_no_job_from_other_runs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("monitoring.web.hub.JOBS_EVERY", 0.0)
+    hub = Hub(source(root))
+    hub.sweep(SWEEP)
+    monkeypatch.setattr("monitoring.web.hub.JOBS_EVERY", 60.0)
+    assert hub.run(RUN)["head"]["job"] is not None
+
+
 def test_prometheus_is_told_of_the_runs_that_have_not_ended(viewer: TestClient) -> None:
     answer = viewer.get("/metrics")
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
