@@ -6,6 +6,7 @@ Nothing is read while nobody looks. Its methods block and are called in threads.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -131,8 +132,9 @@ class Hub:
         return self._jobs
 
     def _over(self, folder: Path) -> bool:
-        known = self._rows.get(folder)
-        return known is not None and known[1].state in ENDED
+        """Whether the run had ended when its row was read, which is not long ago: a person may resume it."""
+        at, row = self._rows.get(folder, (-math.inf, None))
+        return row is not None and row.state in ENDED and time.monotonic() - at <= ENDED_EVERY
 
     # -- pages --
 
@@ -152,15 +154,12 @@ class Hub:
 
     def _read_rows(self, folders: Sequence[Path]) -> dict[Path, Row]:
         now, jobs = time.monotonic(), self.jobs()
-        self._rows = {folder: self._rows[folder] for folder in folders if folder in self._rows}
-        old = [
-            folder
-            for folder in folders
-            if folder not in self._rows or not self._over(folder) or now - self._rows[folder][0] > ENDED_EVERY
-        ]
-        for folder, row in zip(old, read_rows(self.source, old, jobs), strict=True):
-            self._rows[folder] = (now, row)
-        return {folder: row for folder, (_, row) in self._rows.items()}
+        old = [folder for folder in folders if not self._over(folder)]
+        fresh = {folder: (now, row) for folder, row in zip(old, read_rows(self.source, old, jobs), strict=True)}
+        with self._lock:
+            known = self._rows | fresh
+            self._rows = {folder: known[folder] for folder in folders if folder in known}  # one may be gone by now
+            return {folder: row for folder, (_, row) in self._rows.items()}
 
     def _look_closer(self, rows: Mapping[Path, Row]) -> None:
         """More about some of the runs than the ends of their files say, as far as a part of a second allows."""
@@ -194,6 +193,8 @@ class Hub:
             jobs = self.jobs()
             snapshot = watched.snapshot(jobs.get(folder))
             (row,) = read_rows(self.source, [folder], jobs)
+            with self._lock:
+                self._rows[folder] = (time.monotonic(), row)
             return views.run(name, snapshot, row, watched.metrics(), self._sweep_of(folder))
         except (Gone, FileNotFoundError) as error:
             self.forget(folder)
@@ -215,7 +216,8 @@ class Hub:
     def snapshots(self) -> list[Snapshot]:
         """The newest runs that have not ended, for whoever keeps their figures: those that could be read in time."""
         with self._counting:
-            live = [folder for folder in self._read_rows(list(self._list().values())) if not self._over(folder)]
+            rows = self._read_rows(list(self._list().values()))
+            live = [folder for folder, row in rows.items() if row.state not in ENDED]
             found, until = list[Snapshot](), time.monotonic() + PATIENCE
             for folder in live[:LIVE]:
                 if time.monotonic() < until:

@@ -248,6 +248,19 @@ def test_whoever_looks_at_a_sweep_takes_no_job_from_other_runs(root: Path, monke
     assert hub.run(RUN)["head"]["job"] is not None
 
 
+def test_slurm_is_asked_of_a_run_that_is_resumed_whoever_looks(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("monitoring.web.hub.JOBS_EVERY", 0.0)
+    for ended_every in (60.0, 0.0):  # just now, and after the overview was not looked at for long
+        hub = Hub(source(root))
+        finish(root / RUN, Shape())
+        hub.overview()
+        (root / RUN / layout.FINISHED).unlink()
+        monkeypatch.setattr("monitoring.web.hub.ENDED_EVERY", ended_every)
+        if ended_every:
+            hub.run(RUN)
+        assert hub.run(RUN)["head"]["job"] is not None
+
+
 def test_prometheus_is_told_of_the_runs_that_have_not_ended(viewer: TestClient) -> None:
     answer = viewer.get("/metrics")
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
