@@ -134,6 +134,34 @@ def test_parts_join_to_the_whole_log(
         assert [line.at for line in hits] == [line.at for line in found if "a" in line.text.casefold()]
 
 
+def test_a_line_longer_than_a_part_is_shown_passed_and_searched(tmp_path: Path) -> None:
+    file = tmp_path / "x.log"
+    bar = "".join(f"\r{n:6} of 30000" for n in range(30_000))
+    file.write_text(f"first\n{bar}\nneedle {'x' * 3 * logs.LONGEST}\n", newline="")
+    assert len(logs.before(file).lines) == 1 and len(bar) > 4 * logs.PART
+    ends: list[str] = []
+    end: int | None = None
+    while end is None or end > 0:
+        part = logs.before(file, end)
+        assert part.lines
+        ends, end = [part.lines[0].text, *ends], part.begin
+    assert ends[0] == "first" and " 29999 of 30000" in ends
+    (found,) = logs.search(file, "Needle").lines
+    assert found.at == file.read_bytes().index(b"needle") and len(found.text) == logs.LONGEST
+    assert [line.text for line in logs.search(file, "29999 OF").lines] == [" 29999 of 30000"]
+
+
+@pytest.mark.parametrize("before", range(-7, 8, 2))
+def test_a_match_is_found_wherever_blocks_begin(tmp_path: Path, before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "BLOCK", 1000)
+    file = tmp_path / "x.log"
+    for behind in (b"\nlast\n", b"y" * (3000 + before), b"y" * (5000 + before) + b"\n"):
+        file.write_bytes(b"first\n" + b"x" * 7000 + b"Needle" + behind)
+        (found,) = logs.search(file, "needle").lines
+        assert found.at <= 7006 and logs.search(file, "needles").lines == ()
+        assert [line.at for line in logs.search(file, "first").lines] == [0]
+
+
 def test_a_log_that_grows_is_followed_and_one_that_shrank_begins_anew(tmp_path: Path) -> None:
     file = tmp_path / "x.log"
     assert logs.before(file).lines == ()
