@@ -10,6 +10,7 @@ import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -252,3 +253,20 @@ def totals(found: Iterable[Span]) -> dict[Bucket, float]:
     for span in found:
         seconds[span.bucket] += span.seconds
     return seconds
+
+
+def drawn(found: Sequence[Span], most: int = 600) -> list[Span]:
+    """The spans as a bar shows them that tells ``most`` parts apart: of more spans, what each part mostly was."""
+    if len(found) <= most:
+        return list(found)
+    begins = np.array([span.begin for span in found])
+    edges = np.linspace(found[0].begin, found[-1].end, most + 1)
+    account = _Account(found[0].begin)
+    for low, high in pairwise(edges.tolist()):
+        first = max(0, int(np.searchsorted(begins, low, "right")) - 1)
+        shares: dict[tuple[Bucket, int | None], float] = {}
+        for span in found[first : max(first + 1, int(np.searchsorted(begins, high, "left")))]:
+            kind = (span.bucket, span.attempt)
+            shares[kind] = shares.get(kind, 0.0) + min(span.end, high) - max(span.begin, low)
+        account.until(high, *max(shares, key=shares.__getitem__))
+    return account.spans

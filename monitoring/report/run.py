@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from monitoring import energy, fields, layout
+from monitoring import energy, fields, goodput, layout
 from monitoring.curves import Curves
 from monitoring.experts import Experts
-from monitoring.goodput import Bucket, Span
+from monitoring.goodput import Bucket
 from monitoring.history import History, read_json
 from monitoring.ranks import ALONE, Ranks, RankTimes
 from monitoring.reader import Reader
@@ -20,7 +20,8 @@ from monitoring.report import plot
 from monitoring.report.page import facts, folded, page, section, table
 from monitoring.report.plot import COLOURS, Line
 from monitoring.snapshot import JobState, Snapshot
-from monitoring.terminal.plain import finish, goodput
+from monitoring.terminal.plain import finish
+from monitoring.terminal.plain import goodput as went_into
 from monitoring.text import clean
 from monitoring.words import count, duration, figure
 
@@ -87,7 +88,7 @@ def _head(snapshot: Snapshot, title: str, co2_g_per_kwh: float | None) -> str:
         ("loss", f"{figure(float(loss[0]))} to {figure(float(loss[-1]))}" if len(loss) else ""),
         ("tokens per second", count(snapshot.tokens_per_s) if snapshot.tokens_per_s else ""),
         ("attempts", str(len(snapshot.attempts))),
-        ("goodput", goodput(snapshot)),
+        ("goodput", went_into(snapshot)),
         ("finish", finish(snapshot)),
         ("energy", _energy(snapshot.folder, co2_g_per_kwh)),
     ]
@@ -127,7 +128,7 @@ def _time(snapshot: Snapshot) -> str:
         return ""
     drawn = [
         (span.begin, span.end, span.bucket.value, f"{span.bucket.value}, {duration(span.seconds)}")
-        for span in _joined(snapshot)
+        for span in goodput.drawn(found.spans)
     ]
     line = plot.spans(drawn, "where the time went, from left to right", {b.value: c for b, c in BUCKETS.items()})
     rows = [
@@ -145,19 +146,6 @@ def _time(snapshot: Snapshot) -> str:
         ]
     )
     return line + _key(snapshot) + table(("", "time", "share"), rows, numbers=(1, 2)) + more
-
-
-def _joined(snapshot: Snapshot, most: int = 600) -> list[Span]:
-    """The spans, those too short to be seen added to the one before."""
-    spans = snapshot.outlook.spans
-    least = (spans[-1].end - spans[0].begin) / most if spans else 0.0
-    found: list[Span] = []
-    for span in spans:
-        if found and (span.seconds < least or found[-1].bucket is span.bucket):
-            found[-1] = found[-1]._replace(end=span.end)
-        else:
-            found.append(span)
-    return found
 
 
 def _key(snapshot: Snapshot) -> str:

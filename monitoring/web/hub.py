@@ -6,11 +6,12 @@ Nothing is read while nobody looks. Its methods block and are called in threads.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from monitoring.snapshot import ENDED, Snapshot
 from monitoring.tail import last_value
@@ -35,6 +36,20 @@ class Unknown(Exception):
     """There is no run or sweep of that name in the list."""
 
 
+# Where a run stood when more of it was read: of one that has ended and stands there still nothing new can be said.
+_Mark = tuple[str, int | None, int | None]  # state, attempt, step
+
+
+def _mark(row: Row) -> _Mark:
+    return row.state, row.attempt, row.step
+
+
+class _Details(NamedTuple):
+    at: float = 0.0  # of a monotonic clock, seconds
+    mark: _Mark | None = None
+    found: Mapping[str, Any] = {}
+
+
 class Hub:
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -45,10 +60,10 @@ class Hub:
         self._asking = threading.Lock()
         self._watched: dict[Path, Watched] = {}
         self._rows: dict[Path, tuple[float, Row]] = {}
-        self._details: dict[Path, tuple[float, dict[str, Any]]] = {}
+        self._details: dict[Path, _Details] = {}
         self._known_sweeps: Sequence[Sweep] = ()
         self._swept = -1e9
-        self._lasts: dict[Path, dict[str, float | None]] = {}
+        self._lasts: dict[Path, tuple[_Mark, dict[str, float | None]]] = {}
         self._counting = threading.Lock()
 
     # -- which runs there are --
@@ -101,7 +116,7 @@ class Hub:
 
     # -- what Slurm says --
 
-    def jobs(self, folders: Sequence[Path]) -> Jobs:
+    def jobs(self) -> Jobs:
         """The jobs of all runs that have not ended, asked for at most every few seconds and once for all of them.
 
         While one thread asks, the others go on with what was said before.
@@ -109,7 +124,7 @@ class Hub:
         if self._asking.acquire(blocking=False):
             try:
                 if time.monotonic() - self._asked >= JOBS_EVERY:
-                    live = [folder for folder in folders if not self._over(folder)]
+                    live = [folder for folder in self._list().values() if not self._over(folder)]
                     self._jobs = self.source.jobs(live, self._jobs) if live else {}
                     self._asked = time.monotonic()
             finally:
@@ -117,8 +132,9 @@ class Hub:
         return self._jobs
 
     def _over(self, folder: Path) -> bool:
-        known = self._rows.get(folder)
-        return known is not None and known[1].state in ENDED
+        """Whether the run had ended when its row was read, which is not long ago: a person may resume it."""
+        at, row = self._rows.get(folder, (-math.inf, None))
+        return row is not None and row.state in ENDED and time.monotonic() - at <= ENDED_EVERY
 
     # -- pages --
 
@@ -133,38 +149,37 @@ class Hub:
             sections["sweeps"] = [views.sweep_line(name, each, rows) for name, each in sweeps.items()]
             for name, folder in runs.items():
                 if (row := rows.get(folder)) is not None:
-                    sections[f"run:{name}"] = views.line(name, row, self._details.get(folder, (0.0, {}))[1])
+                    sections[f"run:{name}"] = views.line(name, row, self._details.get(folder, _Details()).found)
             return sections
 
     def _read_rows(self, folders: Sequence[Path]) -> dict[Path, Row]:
-        now, jobs = time.monotonic(), self.jobs(folders)
-        self._rows = {folder: self._rows[folder] for folder in folders if folder in self._rows}
-        old = [
-            folder
-            for folder in folders
-            if folder not in self._rows or not self._over(folder) or now - self._rows[folder][0] > ENDED_EVERY
-        ]
-        for folder, row in zip(old, read_rows(self.source, old, jobs), strict=True):
-            self._rows[folder] = (now, row)
-        return {folder: row for folder, (_, row) in self._rows.items()}
+        now, jobs = time.monotonic(), self.jobs()
+        old = [folder for folder in folders if not self._over(folder)]
+        fresh = {folder: (now, row) for folder, row in zip(old, read_rows(self.source, old, jobs), strict=True)}
+        with self._lock:
+            known = self._rows | fresh
+            self._rows = {folder: known[folder] for folder in folders if folder in known}  # one may be gone by now
+            return {folder: row for folder, (_, row) in self._rows.items()}
 
     def _look_closer(self, rows: Mapping[Path, Row]) -> None:
         """More about some of the runs than the ends of their files say, as far as a part of a second allows."""
         self._details = {folder: each for folder, each in self._details.items() if folder in rows}
-        live = [folder for folder in rows if not self._over(folder)][:LIVE]
-        ended = [folder for folder in rows if self._over(folder) and folder not in self._details][:CLOSELY]
+        known = {folder: self._details.get(folder, _Details()) for folder in rows}
+        live = [folder for folder, row in rows.items() if row.state not in ENDED][:LIVE]
+        ended = [folder for folder, row in rows.items() if row.state in ENDED and known[folder].mark != _mark(row)]
+        ended = ended[:CLOSELY]
         until = time.monotonic() + SPARE
         # The newest ended ones are read once; of those that live the one whose turn was longest ago comes first.
-        for folder in [*sorted(live, key=lambda each: self._details.get(each, (0.0, {}))[0]), *ended]:
+        for folder in [*sorted(live, key=lambda each: known[each].at), *ended]:
             if time.monotonic() > until:
                 return
             try:
-                over = self._over(folder)
-                watched = Watched(folder) if over and folder not in self._watched else self._open(folder)
+                # One reader that others share may have read it a moment ago, before its end.
+                watched = Watched(folder) if folder in ended else self._open(folder)
                 found = views.details(watched.snapshot(self._jobs.get(folder)))
             except Exception:  # of a run whose files make no sense the overview shows what its row says
                 found = {}
-            self._details[folder] = (time.monotonic(), found)
+            self._details[folder] = _Details(time.monotonic(), _mark(rows[folder]), found)
 
     def run(self, name: str) -> dict[str, Any]:
         """The sections of one run's page.
@@ -175,9 +190,11 @@ class Hub:
         folder = self.folder(name)
         try:
             watched = self._open(folder)
-            jobs = self.jobs(list(self._list().values()))
+            jobs = self.jobs()
             snapshot = watched.snapshot(jobs.get(folder))
             (row,) = read_rows(self.source, [folder], jobs)
+            with self._lock:
+                self._rows[folder] = (time.monotonic(), row)
             return views.run(name, snapshot, row, watched.metrics(), self._sweep_of(folder))
         except (Gone, FileNotFoundError) as error:
             self.forget(folder)
@@ -199,7 +216,8 @@ class Hub:
     def snapshots(self) -> list[Snapshot]:
         """The newest runs that have not ended, for whoever keeps their figures: those that could be read in time."""
         with self._counting:
-            live = [folder for folder in self._read_rows(list(self._list().values())) if not self._over(folder)]
+            rows = self._read_rows(list(self._list().values()))
+            live = [folder for folder, row in rows.items() if row.state not in ENDED]
             found, until = list[Snapshot](), time.monotonic() + PATIENCE
             for folder in live[:LIVE]:
                 if time.monotonic() < until:
@@ -230,7 +248,7 @@ class Hub:
             raise Unknown(name)
         with self._counting:
             begun = [member.folder for member in sweep.members if member.folder in set(self._list().values())]
-            rows = dict(zip(begun, read_rows(self.source, begun, self.jobs(begun)), strict=True))
+            rows = dict(zip(begun, read_rows(self.source, begun, self.jobs()), strict=True))
             members = []
             for member in sweep.members:
                 row = rows.get(member.folder)
@@ -239,11 +257,11 @@ class Hub:
             return {"name": name, "cancelled": sweep.cancelled, "members": members}
 
     def _last(self, folder: Path, row: Row) -> dict[str, float | None]:
-        """The newest losses that a run recorded; of one that has ended, as they were when it was first asked."""
-        if (known := self._lasts.get(folder)) is not None and row.state in ENDED:
-            return known
-        found = {name: last_value(folder, name) for name in ("loss", "validation_loss")}
-        self._lasts[folder] = found
+        """The newest losses that a run recorded; one that has ended is read once."""
+        mark, found = self._lasts.get(folder, (None, {}))
+        if mark != _mark(row) or row.state not in ENDED:
+            found = {name: last_value(folder, name) for name in ("loss", "validation_loss")}
+            self._lasts[folder] = _mark(row), found
         return found
 
     def differences(self, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ BLOCK = 1 << 20  # bytes read at once when searching
 SEARCHED = 64 << 20  # bytes looked through for one answer
 MATCHES = 200
 
+_CHANGED = re.compile(r"[\t\x1b\x80-\x9f]")  # tabs become spaces, and escape sequences nothing
 _RANK = re.compile(r"(\d{1,9})/(\d{1,9})", re.ASCII)
 
 
@@ -55,8 +57,9 @@ def before(file: Path, end: int | None = None) -> Part:
         end = log.size if end is None else max(0, min(end, log.size))
         begin = max(0, end - PART)
         data = log.read(begin, end)
-        if begin and (first := data.find(b"\n")) >= 0:  # begins inside a line
-            begin, data = begin + first + 1, data[first + 1 :]
+        # It begins inside a line; one that fills all of it, as a progress bar does, is shown from there.
+        if begin and (rest := data.partition(b"\n")[2]):
+            begin, data = end - len(rest), rest
         return Part(_lines(begin, data), begin, end, log.size)
 
 
@@ -81,18 +84,20 @@ def search(file: Path, wanted: str, end: int | None = None) -> Part:
         OSError: as ``before``.
     """
     needle, found = wanted.casefold(), list[Line]()
+    overlap = max(0, len(wanted.encode("utf-8", "replace")) - 1)
     with _Log(file) as log:
         end = log.size if end is None else max(0, min(end, log.size))
         begin, rest = end, b""
         while begin > 0 and len(found) < MATCHES and end - begin < SEARCHED:
             low = max(0, begin - BLOCK)
             data = log.read(low, begin) + rest
-            cut = data.find(b"\n") + 1 if low else 0
-            if low and not cut:
-                cut = max(0, len(data) - BLOCK)  # a line as long as the block: damage
-            lines = [line for line in _lines(low + cut, data[cut:]) if needle in line.text.casefold()]
-            found = lines + found
-            begin, rest = low, data[:cut][:LONGEST]
+            cut = (data.find(b"\n") + 1 or len(data)) if low else 0  # what is before it began in an earlier block
+            if cut > 2 * BLOCK:  # such a line is looked at in parts
+                found = [*_matches(low, data, needle), *found]
+                cut = overlap
+            else:
+                found = [*_matches(low + cut, data[cut:], needle), *found]
+            begin, rest = low, data[:cut]
         begin += len(rest)
         if len(found) > MATCHES:
             found = found[-MATCHES:]
@@ -104,9 +109,23 @@ def _lines(begin: int, data: bytes) -> tuple[Line, ...]:
     found = []
     for line in data.split(b"\n"):
         if line:
-            found.append(Line(begin, text(line[-LONGEST:].decode("utf-8", "replace"))))
+            found.append(Line(begin, _shown(line)))
         begin += len(line) + 1
     return tuple(found)
+
+
+def _shown(line: bytes) -> str:
+    return text(line[-LONGEST:].decode("utf-8", "replace"))
+
+
+def _matches(begin: int, data: bytes, needle: str) -> Iterator[Line]:
+    """The lines whose text has it, also where that is longer than what is shown of it."""
+    for line in data.split(b"\n"):
+        whole = line.decode("utf-8", "replace")
+        # To make a text safe takes long: it is done where it can change whether it matches.
+        if (needle in whole.casefold() or _CHANGED.search(whole)) and needle in text(whole).casefold() and line:
+            yield Line(begin, _shown(line))
+        begin += len(line) + 1
 
 
 class _Log:

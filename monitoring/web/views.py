@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from monitoring.goodput import Span
+from monitoring.goodput import Span, drawn
 from monitoring.snapshot import Snapshot
 from monitoring.web.source import Member, Row, Sweep, key
-
-SPANS = 600  # of a timeline, at most: a screen has no more columns that one could tell apart
 
 
 def line(name: str, row: Row, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,23 +128,9 @@ def run(
     }
 
 
-def timeline(spans: Sequence[Span], most: int = SPANS) -> list[tuple[str, float, float, int | None]]:
-    """Bucket, begin, end and attempt of each span; of more than ``most`` what each part of the time was mostly."""
-    if len(spans) <= most:
-        return [(each.bucket.value, round(each.begin, 2), round(each.end, 2), each.attempt) for each in spans]
-    begins = np.array([each.begin for each in spans])
-    edges = np.linspace(spans[0].begin, spans[-1].end, most + 1)
-    found: list[tuple[str, float, float, int | None]] = []
-    for low, high in pairwise(edges):
-        first = max(0, int(np.searchsorted(begins, low, "right")) - 1)
-        here = spans[first : max(first + 1, int(np.searchsorted(begins, high, "left")))]
-        longest = max(here, key=lambda each: min(each.end, high) - max(each.begin, low))
-        bucket, attempt = longest.bucket.value, longest.attempt
-        if found and found[-1][0] == bucket and found[-1][3] == attempt:
-            found[-1] = (bucket, found[-1][1], round(float(high), 2), attempt)
-        else:
-            found.append((bucket, round(float(low), 2), round(float(high), 2), attempt))
-    return found
+def timeline(spans: Sequence[Span]) -> list[tuple[str, float, float, int | None]]:
+    """Bucket, begin, end and attempt of each span that the bar shows."""
+    return [(each.bucket.value, round(each.begin, 2), round(each.end, 2), each.attempt) for each in drawn(spans)]
 
 
 def _flat(value: Any) -> bool:

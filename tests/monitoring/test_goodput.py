@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitoring.goodput import Bucket, Past, Pause, Span, Work, spans, totals
+from monitoring.goodput import Bucket, Past, Pause, Span, Work, drawn, spans, totals
 
 moments = st.floats(-1e5, 1e5, allow_nan=False)
 seconds = st.one_of(st.floats(-10, 1e4, allow_nan=False), st.just(float("nan")))
@@ -191,3 +191,33 @@ def test_a_run_that_waits_is_in_the_queue_and_one_that_is_over_is_not() -> None:
     waiting = totals(spans([0.0], [past], 30.0, over=False))
     assert (waiting[Bucket.hold], waiting[Bucket.queue]) == (4.0, 16.0)
     assert sum(totals(spans([0.0], [replace(past, action="stop")], 30.0, over=True)).values()) == 10.0
+
+
+# -- what a bar shows of it --
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(list(Bucket)), st.floats(0.01, 1e4)), min_size=1, max_size=60),
+    st.integers(2, 40),
+)
+def test_a_bar_has_no_gaps_and_keeps_its_ends(pieces: list[tuple[Bucket, float]], most: int) -> None:
+    found, at = [], 1000.0
+    for bucket, lasted in pieces:
+        found.append(Span(bucket, at, at + lasted, 0))
+        at += lasted
+    shown = drawn(found, most)
+    assert len(shown) <= most and (shown[0].begin, shown[-1].end) == (1000.0, at)
+    assert all(one.end == two.begin for one, two in pairwise(shown))
+
+
+def test_a_bar_shows_what_most_of_each_part_was_however_short_its_pieces() -> None:
+    found, at = [Span(Bucket.queue, 0.0, 60.0)], 60.0
+    for number in range(9000):  # a checkpoint every other moment; from the middle on it takes longer than the steps
+        for bucket, lasted in ((Bucket.training, 3.0), (Bucket.checkpoint, 1.0 if number < 4500 else 1.1)):
+            pieces = 1 if number < 4500 or bucket is Bucket.training else 3
+            for _ in range(pieces):
+                found.append(Span(bucket, at, at + lasted, 0))
+                at += lasted
+    shown = drawn(found)
+    assert [span.bucket for span in shown if span.seconds > (at / 600)] == [Bucket.training, Bucket.checkpoint]
+    assert sum(span.seconds for span in shown) == pytest.approx(at)

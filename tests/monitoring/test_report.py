@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from hpc.cli import main
 from monitoring import layout
+from monitoring.goodput import Bucket
+from monitoring.recorder import encode
 from monitoring.report import plot
-from monitoring.report.run import report
+from monitoring.report.run import BUCKETS, report
 from monitoring.report.sweep import Member
 from monitoring.report.sweep import report as sweep_report
 from tests.monitoring.generate import START, Shape, Try, generate, waits_for_data
@@ -78,6 +80,26 @@ def test_names_and_logs_stay_text(tmp_path: Path) -> None:
 def test_a_long_run_stays_below_a_megabyte(tmp_path: Path) -> None:
     shape = Shape((Try(0, 20_000), Try(15_000, 30_000)), steps=30_000, layers=(1, 2, 3, 4), experts=64)
     assert len(report(generate(tmp_path / "r", shape))) < 1_000_000
+
+
+def test_the_bar_of_a_long_run_shows_what_its_time_went_into(tmp_path: Path) -> None:
+    run = generate(tmp_path / "r", Shape((Try(0, 20, "finished"),), steps=20, layers=(), world_size=1))
+    attempt, t = layout.attempt_folder(run, 0), START + 60.0
+    lines = [b"".join(encode(0, START, "header", {"protocol": 1, "attempt": 0, "rank": 0, "world_size": 1}))]
+    for step in range(1, 20_001):
+        save = {"checkpoint_s": 3.0} if step % 20 == 0 else {}
+        t += 10.0 + sum(save.values())
+        lines.append(b"".join(encode(step, t, "step", {"step": step, "tokens": step, "step_s": 10.0, **save})))
+    layout.rank_records(attempt, 0).write_bytes(b"".join(lines))
+    ended = {"number": 0, "began": START, "ended": t, "cause": "finished", "action": "end"}
+    layout.attempt_info(attempt).write_text(json.dumps(ended))
+    (run / layout.MANIFEST).write_text(json.dumps({"submitted": START - 30}))
+    bar = re.search(r"where the time went, from left to right.*?</svg>", report(run), re.DOTALL)
+    assert bar is not None
+    widths = dict.fromkeys(BUCKETS.values(), 0.0)
+    for wide, colour in re.findall(r'width="([\d.]+)" height="28" fill="([^"]+)"', bar[0]):
+        widths[colour] += float(wide)
+    assert widths[BUCKETS[Bucket.training]] > 0.98 * plot.WIDTH
 
 
 def test_a_run_that_never_began_has_a_report_too(tmp_path: Path) -> None:

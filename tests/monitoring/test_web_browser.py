@@ -337,6 +337,86 @@ def test_the_ranks_open_with_the_part_in_which_one_is_slow(viewer: Viewer, root:
         shutil.rmtree(extra.parent)
 
 
+def test_what_cannot_be_read_is_said_until_it_can_be_again(viewer: Viewer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("they make no sense")
+
+    said = {"overview": "the runs cannot be read", "run": "the run cannot be read"}
+    for name, function, usual in (("overview", "line", ".quiet[role=status]"), ("run", "run", ".problems")):
+        page = viewer.opens(name)
+        with monkeypatch.context() as patch:
+            patch.setattr(f"monitoring.web.views.{function}", broken)
+            page.locator(usual, has_text=f"{said[name]}: ValueError: they make no sense").wait_for()
+        page.get_by_text(said[name]).wait_for(state="detached")
+    page = viewer.opens("overview")
+    page.locator(".quiet[role=status]", has_text="5 runs").wait_for()
+    assert viewer.complaints == []
+
+
+def test_who_scrolled_up_in_a_log_keeps_what_is_read_there(viewer: Viewer, root: Path) -> None:
+    extra = root / "short" / "20251101-000000-ffff"
+    shutil.copytree(root / DONE, extra)
+    log = layout.rank_log(layout.attempt_folder(extra, 0), 0)
+    log.write_text("".join(f"line {number:07}\n" for number in range(12_000)))
+    try:
+        page = viewer.page
+        page.goto("/run?run=short/20251101-000000-ffff")
+        page.locator(".log div").last.wait_for()
+        shown = "document.querySelector('.log').childElementCount"
+        assert viewer.tell(shown) == 3000
+        page.get_by_role("button", name="Earlier lines").click()
+        page.wait_for_function(f"() => {shown} > 3000")
+        viewer.tell("document.querySelector('.log').scrollTop = 0")
+        page.wait_for_timeout(100)
+        first = viewer.tell("document.querySelector('.log').firstChild.textContent")
+        with log.open("a") as more:
+            more.write("a line that came later\n")
+        page.get_by_text("a line that came later").wait_for(state="attached")
+        assert viewer.tell("document.querySelector('.log').firstChild.textContent") == first
+        assert viewer.tell("document.querySelector('.log').scrollTop") == 0
+        viewer.tell("document.querySelector('.log').scrollTop = 1e9")
+        page.wait_for_timeout(100)
+        with log.open("a") as more:
+            more.write("the last line\n")
+        page.wait_for_function(f"() => {shown} === 3000")
+    finally:
+        viewer.page.goto("about:blank")
+        shutil.rmtree(extra.parent)
+
+
+ZOOMS = """async ([axis, factor]) => {
+  const { Chart } = await import(document.querySelector("script[type=module]").src.replace("main.js", "chart.js"));
+  const values = [1, 2, 3].map((n) => 19000 + n);
+  const curves = [{ label: "loss", x: values, low: values, high: values, bad: [], ghosts: [] }];
+  let range = null;
+  const chart = new Chart("loss", (wanted) => {
+    range = wanted;
+    chart.show(curves, { axis, log: false, range });
+  });
+  document.querySelector("main").append(chart.node);
+  chart.show(curves, { axis, log: false, range });
+  for (let n = 0; n < 80; n++) {
+    await null;
+    chart.scale(factor);
+    await null;
+    chart.move(0.5);
+  }
+  await new Promise((done) => setTimeout(done, 50));
+  chart.remove();
+  return [range.low, range.high];
+}"""
+
+
+@pytest.mark.parametrize("axis", ["step", "tokens", "hours"])
+def test_zooming_ends_before_an_axis_has_no_ticks(viewer: Viewer, axis: str) -> None:
+    viewer.opens("overview")
+    low, high = viewer.tell(ZOOMS, [axis, 0.5])
+    assert 0 < high - low <= 2.01
+    low, high = viewer.tell(ZOOMS, [axis, 2])
+    assert 1e15 < high - low < 1e16
+    assert viewer.complaints == []
+
+
 def test_a_run_that_is_deleted_is_said_to_be_gone(viewer: Viewer, root: Path) -> None:
     extra = root / "short" / "20251101-000000-dddd"
     shutil.copytree(root / DONE, extra)

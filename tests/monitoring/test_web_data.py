@@ -10,7 +10,6 @@ import shutil
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,15 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from monitoring import layout
-from monitoring.goodput import Bucket, Span
 from monitoring.recorder import Recorder
-from monitoring.web import logs, views
+from monitoring.web import logs
 from monitoring.web.encode import dumps, numbers
 from monitoring.web.hub import Hub
 from monitoring.web.pages import Pages, application
 from monitoring.web.security import Guard
 from monitoring.web.threads import Shared, in_thread
 from monitoring.web.watched import binned
-from tests.monitoring.generate import BATCH, Shape, finish
+from tests.monitoring.generate import BATCH, Shape, Try, finish, generate, loss
 from tests.monitoring.web import DONE, HOSTILE, RUN, SWEEP, TOKEN, Called, browser, guarded, source, tree
 
 
@@ -136,6 +134,34 @@ def test_parts_join_to_the_whole_log(
         assert [line.at for line in hits] == [line.at for line in found if "a" in line.text.casefold()]
 
 
+def test_a_line_longer_than_a_part_is_shown_passed_and_searched(tmp_path: Path) -> None:
+    file = tmp_path / "x.log"
+    bar = "".join(f"\r{n:6} of 30000" for n in range(30_000))
+    file.write_text(f"first\n{bar}\nneedle {'x' * 3 * logs.LONGEST}\n", newline="")
+    assert len(logs.before(file).lines) == 1 and len(bar) > 4 * logs.PART
+    ends: list[str] = []
+    end: int | None = None
+    while end is None or end > 0:
+        part = logs.before(file, end)
+        assert part.lines
+        ends, end = [part.lines[0].text, *ends], part.begin
+    assert ends[0] == "first" and " 29999 of 30000" in ends
+    (found,) = logs.search(file, "Needle").lines
+    assert found.at == file.read_bytes().index(b"needle") and len(found.text) == logs.LONGEST
+    assert [line.text for line in logs.search(file, "29999 OF").lines] == [" 29999 of 30000"]
+
+
+@pytest.mark.parametrize("before", range(-7, 8, 2))
+def test_a_match_is_found_wherever_blocks_begin(tmp_path: Path, before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "BLOCK", 1000)
+    file = tmp_path / "x.log"
+    for behind in (b"\nlast\n", b"y" * (3000 + before), b"y" * (5000 + before) + b"\n"):
+        file.write_bytes(b"first\n" + b"x" * 7000 + b"Needle" + behind)
+        (found,) = logs.search(file, "needle").lines
+        assert found.at <= 7006 and logs.search(file, "needles").lines == ()
+        assert [line.at for line in logs.search(file, "first").lines] == [0]
+
+
 def test_a_log_that_grows_is_followed_and_one_that_shrank_begins_anew(tmp_path: Path) -> None:
     file = tmp_path / "x.log"
     assert logs.before(file).lines == ()
@@ -215,6 +241,52 @@ def test_a_sweep_has_a_row_for_each_run_begun_or_not(viewer: TestClient) -> None
     assert [each["state"] for each in found["members"]] == ["finished", "finished", "not begun"]
     assert found["members"][1]["changes"] == {"optim.lr": 0.001, "model": "b"}
     assert found["members"][0]["loss"] is not None and found["members"][2]["loss"] is None
+
+
+def test_a_run_that_ends_while_it_is_watched_is_shown_as_it_ended(root: Path) -> None:
+    member = generate(root / f"{SWEEP}.2", Shape((Try(0, 60),), steps=120, layers=()))
+    hub = Hub(source(root))
+
+    def seen() -> list[Any]:
+        line, row = hub.overview()[f"run:{SWEEP}.2"], hub.sweep(SWEEP)["members"][2]
+        return [line["state"], line["share"], line["loss"], row["state"], row["step"], row["loss"]]
+
+    assert seen() == ["running", 0.5, pytest.approx(loss(60)), "running", 60, pytest.approx(loss(60))]
+    recorder = Recorder(layout.attempt_folder(member, 0), 0, 4, "tiny_moe", 0)
+    for step in range(61, 121):
+        recorder.step(step=step, tokens=step * BATCH, loss=loss(step))
+    recorder.close()
+    finish(member, Shape())
+    assert seen() == ["finished", 1.0, pytest.approx(loss(120)), "finished", 120, pytest.approx(loss(120))]
+    with pytest.MonkeyPatch.context() as patch:  # once it has ended, it is not read again
+
+        def never(*_: object) -> None:
+            raise AssertionError("read again")
+
+        patch.setattr("monitoring.web.hub.last_value", never)
+        patch.setattr("monitoring.web.watched.Reader", never)
+        assert seen()[2] == pytest.approx(loss(120))
+
+
+def test_whoever_looks_at_a_sweep_takes_no_job_from_other_runs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("monitoring.web.hub.JOBS_EVERY", 0.0)
+    hub = Hub(source(root))
+    hub.sweep(SWEEP)
+    monkeypatch.setattr("monitoring.web.hub.JOBS_EVERY", 60.0)
+    assert hub.run(RUN)["head"]["job"] is not None
+
+
+def test_slurm_is_asked_of_a_run_that_is_resumed_whoever_looks(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("monitoring.web.hub.JOBS_EVERY", 0.0)
+    for ended_every in (60.0, 0.0):  # just now, and after the overview was not looked at for long
+        hub = Hub(source(root))
+        finish(root / RUN, Shape())
+        hub.overview()
+        (root / RUN / layout.FINISHED).unlink()
+        monkeypatch.setattr("monitoring.web.hub.ENDED_EVERY", ended_every)
+        if ended_every:
+            hub.run(RUN)
+        assert hub.run(RUN)["head"]["job"] is not None
 
 
 def test_prometheus_is_told_of_the_runs_that_have_not_ended(viewer: TestClient) -> None:
@@ -310,20 +382,6 @@ def test_a_slow_step_is_seen_in_whatever_bins(columns: int, most: int, seed: int
         and np.nanmax(shown.values[1]) == 9.0
         and len(shown.steps) == shown.values.shape[1]
     )
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from(list(Bucket)), st.floats(0.01, 1e4)), min_size=1, max_size=60),
-    st.integers(2, 40),
-)
-def test_a_timeline_has_no_gaps_and_keeps_its_ends(pieces: list[tuple[Bucket, float]], most: int) -> None:
-    spans, at = [], 1000.0
-    for bucket, seconds in pieces:
-        spans.append(Span(bucket, at, at + seconds, 0))
-        at += seconds
-    shown = views.timeline(spans, most)
-    assert len(shown) <= max(most, 1) and shown[0][1] == 1000.0 and shown[-1][2] == pytest.approx(at, abs=0.01)
-    assert all(one[2] == two[1] for one, two in pairwise(shown))
 
 
 # -- streams --

@@ -96,6 +96,18 @@ def test_each_server_has_a_cookie_of_its_own_which_opens_no_other(root: Path) ->
     assert cookie.value != TOKEN
 
 
+@pytest.mark.parametrize("other", ['prefs={"theme":"dark"}', "path=/x", 'x="unclosed', "name=M\xfcller", "lone", "=;;"])
+def test_cookies_of_other_programs_at_this_machine_lock_nobody_out(root: Path, other: str) -> None:
+    client = browser(guarded(root))
+    client.get("/", params={"token": TOKEN})
+    (cookie,) = client.cookies.jar
+    own = f"{cookie.name}={cookie.value}"
+    client.cookies.clear()
+    for sent in (f"{other}; {own}", f"{own}; {other}", f"{own[:-1]}; {other};{own}"):
+        assert client.get("/", headers=[(b"cookie", sent.encode("latin-1"))]).status_code == 200
+    assert client.get("/", headers=[(b"cookie", f"{other}; {own}x".encode("latin-1"))]).status_code == 401
+
+
 def test_scripts_send_the_token_with_each_request(stranger: TestClient) -> None:
     answer = stranger.get("/api/metrics", params={"run": RUN}, headers={"authorization": f"Bearer {TOKEN}"})
     assert answer.status_code == 200 and "loss" in answer.json()["names"]

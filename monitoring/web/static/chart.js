@@ -7,6 +7,8 @@ const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3], [14, 4]]; // curves differ in
 const scheme = matchMedia("(prefers-color-scheme: dark)");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const SYNC = "curves";
+const LEAST = { step: 2, tokens: 2, hours: 1e-3 }; // of an axis that are worth being looked at
+const FAR = 1e15; // no run has more of anything
 
 const place = (value, axis) =>
   axis === "hours" ? `${figure(value)} h` : axis === "tokens" ? `${count(value)} tokens` : `step ${whole(value)}`;
@@ -184,7 +186,7 @@ export class Chart {
               plot.posToVal(plot.select.left + plot.select.width, "x"),
             ];
             plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
-            this.zoom({ low, high });
+            this.look(low, high);
           },
         ],
         setCursor: [(plot) => this.read(plot.cursor.idx)],
@@ -299,12 +301,20 @@ export class Chart {
     const { min, max } = this.plot.scales.x;
     const middle = (min + max) / 2,
       half = ((max - min) / 2) * by;
-    this.zoom({ low: middle - half, high: middle + half });
+    this.look(middle - half, middle + half);
   }
 
   move(by) {
     const { min, max } = this.plot.scales.x;
-    this.zoom({ low: min + (max - min) * by, high: max + (max - min) * by });
+    this.look(min + (max - min) * by, max + (max - min) * by);
+  }
+
+  /** Zoom to a range, not so closely or so far away that an axis could have no ticks. */
+  look(low, high) {
+    const middle = Math.min(FAR, Math.max(-FAR, (low + high) / 2));
+    const least = Math.max(LEAST[this.options.axis], Math.abs(middle) * 1e-9);
+    const half = Math.min(FAR, Math.max(least, high - low) / 2);
+    this.zoom({ low: middle - half, high: middle + half });
   }
 
   tabulate() {

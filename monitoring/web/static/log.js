@@ -118,7 +118,8 @@ export class Log {
       this.begin = part.begin;
     }
     this.lines.append(...part.lines.map(line));
-    while (this.lines.childElementCount > MOST) {
+    // Who scrolled up reads there: nothing is taken away above it.
+    while (this.stick && this.lines.childElementCount > MOST) {
       this.lines.firstChild.remove();
       this.begin = Number(this.lines.firstChild.dataset.at);
     }

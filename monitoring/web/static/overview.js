@@ -28,6 +28,7 @@ export function show(main) {
   let order = []; // as the server lists them, newest first
   let wanted = "",
     which = "all",
+    trouble = "", // why the list cannot be read now
     dirty = false;
 
   const search = el("input", {
@@ -146,8 +147,9 @@ export function show(main) {
       if (body.contains(focused)) focused.focus();
     }
     const live = [...runs.values()].filter((each) => !ENDED.includes(each.run.state)).length;
-    const text =
-      runs.size === 0
+    const text = trouble
+      ? `the runs cannot be read: ${trouble}`
+      : runs.size === 0
         ? "There is no run yet. To start one: hpc submit"
         : `${plural(runs.size, "run")}, ${live} not ended` +
           (shown.length < runs.size ? `, ${shown.length} shown` : "");
@@ -183,16 +185,18 @@ export function show(main) {
     begin() {
       runs.clear();
       order = [];
+      trouble = "";
     },
     set(name, value) {
       if (name === "sweeps") showSweeps(value);
       else if (name === "order") order = value;
       else if (name.startsWith("run:")) take(value);
-      else if (name === "trouble") said.textContent = `the runs cannot be read: ${value}`;
+      else if (name === "trouble") trouble = value;
       dirty = true;
     },
     gone(name) {
       if (name.startsWith("run:")) runs.delete(name.slice(4));
+      else if (name === "trouble") trouble = "";
       dirty = true;
     },
     done() {

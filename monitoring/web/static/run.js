@@ -83,7 +83,9 @@ export function show(main, given) {
       else if (name === "trouble") problems(parts.findings, [`the run cannot be read: ${value}`]);
     },
     gone(name) {
-      if (name === "gone" || name === "trouble") parts.head.querySelector(".notice")?.remove();
+      delete known[name];
+      if (name === "gone") parts.head.querySelector(".notice")?.remove();
+      else if (name === "trouble") problems(parts.findings, known.problems ?? []);
     },
     log: (part) => log.take(part),
     done() {
