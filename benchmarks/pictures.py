@@ -15,7 +15,7 @@ from tests.monitoring.screens import Seen, watched
 from tests.monitoring.screenshots import save
 
 SIZE = (120, 32)
-VIEWS = {"overview": "1", "ranks": "3", "attempts": "6", "findings": "8"}  # by their keys
+VIEWS = {"overview": "1", "ranks": "3", "attempts": "6"}  # by their keys
 
 
 def terminal(run: Run, folder: Path) -> None:

@@ -116,7 +116,7 @@ def spans(asked: Sequence[float], attempts: Sequence[Past], now: float, *, over:
         account.between(before, past.began, asked, past.number)
         ended = past.ended
         if ended is None:  # of a run that is over nobody will say it any more: as long as its records go
-            ended = max([past.began, *past.work.times[-1:].tolist()]) if over else now
+            ended = min(now, max([past.began, *past.work.times[-1:].tolist()])) if over else now
         for bucket, end in within(past, max(past.began, account.at), max(ended, past.began, account.at)):
             account.until(end, bucket, past.number)
         before = past
