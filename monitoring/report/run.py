@@ -161,7 +161,7 @@ def _attempts(snapshot: Snapshot) -> str:
             _moment(each.began) if each.began else "",
             duration(each.ended - each.began) if each.began and each.ended else "",
             (each.cause or "running").replace("_", " "),
-            f"{each.first_step or ''}-{each.last_step or ''}" if each.first_step is not None else "",
+            f"{each.first_step}-{each.last_step}" if each.first_step is not None else "",
             each.lost_steps or "",
             ", ".join(each.nodes[:8]) + (" ..." if len(each.nodes) > 8 else ""),
             clean(each.evidence)[:300],

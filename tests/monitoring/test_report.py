@@ -102,6 +102,15 @@ def test_the_bar_of_a_long_run_shows_what_its_time_went_into(tmp_path: Path) -> 
     assert widths[BUCKETS[Bucket.training]] > 0.98 * plot.WIDTH
 
 
+def test_steps_are_counted_from_zero_where_they_begin_so(tmp_path: Path) -> None:
+    run = generate(tmp_path / "r", Shape((Try(0, 8),), steps=9, layers=(), world_size=1))
+    records = layout.rank_records(layout.attempt_folder(run, 0), 0)
+    header = records.read_bytes().partition(b"\n")[0] + b"\n"
+    steps = [b"".join(encode(n + 1, START + n, "step", {"step": n, "tokens": n * 4096})) for n in range(9)]
+    records.write_bytes(header + b"".join(steps))
+    assert "<td>0-8</td>" in report(run)
+
+
 def test_a_run_that_never_began_has_a_report_too(tmp_path: Path) -> None:
     (tmp_path / layout.CONFIG).write_text("name: x\n")
     assert not Checked(report(tmp_path)).open
