@@ -77,6 +77,14 @@ def _unicode() -> bool:
     return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
 
 
+def _print(text: str) -> None:
+    if not _unicode():
+        from monitoring.terminal.last import ascii_only
+
+        text = ascii_only(text)
+    print(text)
+
+
 def _watch(root: Path, found: Sequence[Run | Sweep], interval: float) -> None:
     from hpc import watching
     from monitoring.terminal.app import Options, watch
@@ -96,7 +104,7 @@ def _once(found: Sequence[Run | Sweep], args: argparse.Namespace) -> int:
         values = [to_json(look) for look in looks]
         print(json.dumps(values if several or not values else values[0]))
     else:
-        print("\n\n".join(map(plain, looks)))
+        _print("\n\n".join(map(plain, looks)))
     return findings.status(each for look in looks for each in look.findings) if args.exit_code else 0
 
 
@@ -127,7 +135,7 @@ def until_ended(run: Run) -> int:
         watch(watching.some([run]), run.folder, Options(until_done=True, unicode=_unicode()))  # ends with the summary
     else:
         wait(run)
-        print(summary(reader(run)()))
+        _print(summary(reader(run)()))
     code = outcome(run)
     if code is None:
         print(f"the run goes on; look again with: hpc watch {run.id}")

@@ -16,6 +16,7 @@ from monitoring.bins import Envelope
 
 WIDTH, HEIGHT = 720, 240
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 10, 34  # around the drawing
+SHADES = 64  # of a heat map: more cannot be told apart, and take more room
 COLOURS = ("#2f6fdb", "#d9822b", "#2a9d5c", "#b3446c", "#7a5cc9", "#0e8a9a", "#8a7a2e", "#c0392b")
 
 
@@ -170,21 +171,30 @@ def spans(found: Sequence[tuple[float, float, str, str]], label: str, colours: d
     return _svg(WIDTH, 28, label, parts)
 
 
-def heat_map(values: np.ndarray, label: str, low: float, high: float) -> str:
-    """Rows by columns as a picture: light is ``low``, dark ``high``, nothing where NaN. Wide ones are made narrower."""
-    values = _narrower(values, 600)
+def heat_map(values: np.ndarray, label: str, low: float, high: float, pixels: int = 150_000) -> str:
+    """Rows by columns as a picture: light is ``low``, dark ``high``, nothing where NaN. Wide ones are made narrower.
+
+    Args:
+        pixels: that it has at most: each takes up to a byte of the document.
+    """
+    values = _narrower(values, min(600, max(1, pixels // max(1, len(values)))))
     if not values.size:
         return ""
     share = np.clip((values - low) / ((high - low) or 1.0), 0, 1)
     known = np.isfinite(values)
-    share = np.where(known, share, 0.0)[..., None]
-    light, middle, dark = np.array([237, 243, 252.0]), np.array([84, 141, 224.0]), np.array([120, 16, 60.0])
-    colour = np.where(share < 0.5, light + (middle - light) * share * 2, middle + (dark - middle) * (share * 2 - 1))
-    pixels = np.concatenate([colour, np.where(known, 255, 0)[..., None]], axis=2).astype(np.uint8)
+    shade = np.where(known, 1 + np.rint(np.where(known, share, 0.0) * (SHADES - 1)), 0).astype(np.uint8)
     row = max(2, min(16, 220 // max(1, len(values))))
-    source = base64.b64encode(png(pixels)).decode()
+    source = base64.b64encode(png(shade, _palette())).decode()
     size = f'width="{WIDTH}" height="{row * len(values)}"'
     return f'<img class="heat" {size} alt="{escape(label)}" src="data:image/png;base64,{source}">'
+
+
+def _palette() -> np.ndarray:
+    """Nothing, then from light to dark."""
+    light, middle, dark = np.array([237, 243, 252.0]), np.array([84, 141, 224.0]), np.array([120, 16, 60.0])
+    share = np.linspace(0, 1, SHADES)[:, None]
+    colour = np.where(share < 0.5, light + (middle - light) * share * 2, middle + (dark - middle) * (share * 2 - 1))
+    return np.concatenate([np.full((1, 3), 255.0), colour]).astype(np.uint8)
 
 
 def _narrower(values: np.ndarray, most: int) -> np.ndarray:
@@ -197,18 +207,23 @@ def _narrower(values: np.ndarray, most: int) -> np.ndarray:
     return np.where(np.isfinite(found), found, np.nan)
 
 
-def png(pixels: np.ndarray) -> bytes:
-    """A picture of (rows, columns, 4) bytes, red, green, blue and opacity, as a PNG file (ISO/IEC 15948)."""
-    height, width, _ = pixels.shape
+def png(pixels: np.ndarray, palette: np.ndarray) -> bytes:
+    """A picture as a PNG file (ISO/IEC 15948).
+
+    Args:
+        pixels: (rows, columns) bytes, each a row of the palette; the first one is transparent.
+        palette: (up to 256, 3) bytes, red, green and blue.
+    """
+    height, width = pixels.shape
     rows = b"".join(b"\0" + row.tobytes() for row in pixels)
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         body = kind + data
         return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
-    head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
-    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + parts
+    head = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
+    parts = chunk(b"IHDR", head) + chunk(b"PLTE", palette.tobytes()) + chunk(b"tRNS", b"\0")
+    return b"\x89PNG\r\n\x1a\n" + parts + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
 
 
 def _svg(width: int, height: int, label: str, parts: Iterable[str]) -> str:

@@ -27,6 +27,7 @@ from monitoring.words import count, duration, figure
 
 POINTS = 700  # bins of a curve: about one for each pixel
 LAYERS = 12  # whose experts are drawn
+PIXELS = 400_000  # of all their pictures, at most: the document stays below a megabyte
 LATE = 0.05  # of a step by which a rank is later than the median one
 BUCKETS = {
     Bucket.queue: "#b9c2cf",
@@ -64,7 +65,7 @@ def report(run: Path, job: JobState | None = None, now: float | None = None) -> 
     title = f"{clean(snapshot.name)}/{clean(snapshot.id)}"
     body = [
         _head(snapshot, title, _co2(reader)),
-        section("Curves", *_curves(curves)),
+        section("Curves", *_curves(curves, max(1, len(snapshot.attempts)))),
         section("Where the time went", _time(snapshot), _attempts(snapshot)),
         section("Findings", _findings(snapshot)),
         section("Ranks", *_ranks(run, reader.history)),
@@ -109,13 +110,13 @@ def _energy(run: Path, co2_g_per_kwh: float | None) -> str:
     return f"{figure(used)} kWh of its GPUs{co2}"
 
 
-def _curves(curves: Curves) -> Iterator[str]:
+def _curves(curves: Curves, attempts: int) -> Iterator[str]:
     known = curves.names()
     for title, names, log in PLOTS:
         lines: list[Line] = []
         for name, colour in zip([n for n in names if n in known], COLOURS, strict=False):
             lines.append(Line(name, curves.view(name, most=POINTS), colour))
-            ghosts = curves.ghosts(name, most=POINTS // 4)
+            ghosts = curves.ghosts(name, most=max(4, POINTS // 4 // attempts))
             lines += [Line("done again", ghost.curve, COLOURS[-1], ghost=True) for ghost in ghosts]
         if drawn := plot.curves(lines, title, "step", log=log):
             yield section(title, drawn, level=3)
@@ -166,7 +167,7 @@ def _attempts(snapshot: Snapshot) -> str:
             _moment(each.began) if each.began else "",
             duration(each.ended - each.began) if each.began and each.ended else "",
             (each.cause or "running").replace("_", " "),
-            f"{each.first_step or ''}-{each.last_step or ''}" if each.first_step is not None else "",
+            f"{each.first_step}-{each.last_step}" if each.first_step is not None else "",
             each.lost_steps or "",
             ", ".join(each.nodes[:8]) + (" ..." if len(each.nodes) > 8 else ""),
             clean(each.evidence)[:300],
@@ -203,19 +204,21 @@ def _ranks(run: Path, history: History) -> Iterator[str]:
 
 def _late(found: RankTimes, what: str) -> str:
     label = f"{what}, by rank (rows) and step (columns): pale as the median rank, dark half a step more"
-    return f'<p class="dim">{escape(label)}</p>' + plot.heat_map(found.late(), label, 1.0, 1.5)
+    return f'<p class="dim">{escape(label)}</p>' + plot.heat_map(found.late(), label, 1.0, 1.5, 60_000)
 
 
 def _experts(experts: Experts) -> Iterator[str]:
     layers = experts.layers()
-    for layer in layers[:: max(1, -(-len(layers) // LAYERS))]:
+    layers = layers[:: max(1, -(-len(layers) // LAYERS))]
+    for layer in layers:
         found = experts.read(layer)
         if not len(found.steps):
             continue
         last = found.share[-1]
         label = f"load of each expert (rows) over steps {found.steps[0]:,} to {found.steps[-1]:,}; fair is 1, dark is 2"
         words = f"at the end {figure(float(np.nanmin(last)))} to {figure(float(np.nanmax(last)))} of the fair share"
-        yield section(f"Layer {layer}: {words}", plot.heat_map(found.share.T, label, 0.0, 2.0), level=3)
+        picture = plot.heat_map(found.share.T, label, 0.0, 2.0, PIXELS // len(layers))
+        yield section(f"Layer {layer}: {words}", picture, level=3)
 
 
 def _request(run: Path) -> Sequence[str]:

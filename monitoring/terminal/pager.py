@@ -131,6 +131,14 @@ def _split(data: bytes, at: int) -> list[Line]:
     return found
 
 
+def _pairs(text: str) -> list[tuple[bytes, bytes]]:
+    """Other capitals than ASCII's, and their small letters where these are as long in a log."""
+    both = [
+        (each.upper().encode(), each.lower().encode()) for each in set(text) if each.isalpha() and not each.isascii()
+    ]
+    return [(capital, small) for capital, small in both if capital != small and len(capital) == len(small)]
+
+
 class Search:
     """Looks for a text from where the window is, a little at each call of ``go_on``."""
 
@@ -138,7 +146,8 @@ class Search:
         self.text = text
         self.said = ""
         self._pager = pager
-        self._word = text.lower().encode()
+        self._pairs = _pairs(text)
+        self._word = self._folded(text.encode("utf-8", "replace"))
         self._forward = False  # the newest place first, as a log is read from its end
         self._found: int | None = None
         self._at: int | None = pager.top  # up to where it was searched; None: it found something, or gave up
@@ -168,18 +177,25 @@ class Search:
         overlap = len(self._word) - 1
         if self._forward:
             data = self._pager.read(at, SEARCH_BLOCK + overlap)
-            place = data.lower().find(self._word)
-            self._at = at + SEARCH_BLOCK if len(data) > SEARCH_BLOCK else None
+            place = self._folded(data).find(self._word)
+            self._at = at + SEARCH_BLOCK if len(data) >= SEARCH_BLOCK else None
             if place < 0 and self._at is None:
                 self.said = f"{self.text!r}: nothing below"
             return at + place if place >= 0 else None
         begin = max(0, at - SEARCH_BLOCK)
         data = self._pager.read(begin, at - begin + overlap)
-        place = data.lower().rfind(self._word, 0, at - begin + overlap)
+        place = self._folded(data).rfind(self._word, 0, at - begin + overlap)
         self._at = begin if begin > 0 else None
         if place < 0 and self._at is None:
             self.said = f"{self.text!r}: nothing above"
         return begin + place if place >= 0 and begin + place < at else None
+
+    def _folded(self, data: bytes) -> bytes:
+        """The same number of bytes, without the difference between capitals and small letters."""
+        data = data.lower()  # of ASCII
+        for capital, small in self._pairs:
+            data = data.replace(capital, small)
+        return data
 
     def _line(self, at: int) -> int:
         """The first byte of the line in which ``at`` is."""

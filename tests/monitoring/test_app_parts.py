@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.text import Text
@@ -119,6 +120,33 @@ def test_a_search_finds_each_place_once(tmp_path_factory, length: int, block: in
         assert found == places[::-1]
     finally:
         module.SEARCH_BLOCK = before
+
+
+def test_a_search_for_one_letter_goes_on_to_the_end(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    file.write_bytes(b"." * (3 << 20) + b"\nX\n")
+    pager = Pager(file)
+    pager.refresh()
+    pager.begin()
+    search = Search(pager, "x")
+    search.again(forward=True)
+    while search.said.startswith("searching") or not search.said:
+        search.go_on()
+    assert search.said == f"'x' at byte {(3 << 20) + 1:,}"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("prüfung", "PRÜFUNG"), ("PRÜFUNG", "prüfung"), ("проверка", "ПРОВЕРКА"), ("straße", "STRAßE"), ("ÿ", "aŸ")],
+)
+def test_a_search_takes_capitals_for_small_letters_in_every_alphabet(tmp_path: Path, text: str, line: str) -> None:
+    file = tmp_path / "log"
+    file.write_text(f"first\n{line}\nlast\n", "utf-8")
+    pager = Pager(file)
+    pager.refresh()
+    search = Search(pager, text)
+    search.go_on()
+    assert "at byte" in search.said
 
 
 # -- plots ---------------------------------------------------------------------------------------------------------

@@ -80,6 +80,15 @@ def test_names_and_logs_stay_text(tmp_path: Path) -> None:
 def test_a_long_run_stays_below_a_megabyte(tmp_path: Path) -> None:
     shape = Shape((Try(0, 20_000), Try(15_000, 30_000)), steps=30_000, layers=(1, 2, 3, 4), experts=64)
     assert len(report(generate(tmp_path / "r", shape))) < 1_000_000
+    shape = Shape((Try(0, 6000),), steps=6000, layers=range(1, 25), experts=64)
+    assert len(report(generate(tmp_path / "wide", shape))) < 800_000
+
+
+def test_pictures_keep_to_their_pixels_whatever_they_show() -> None:
+    noise = np.random.default_rng(0).random((256, 9000))
+    for pixels in (1000, 30_000, 150_000):
+        assert len(plot.heat_map(noise, "x", 0.0, 1.0, pixels)) < 1.1 * pixels + 1500
+    assert len(plot.heat_map(noise, "x", 0.0, 1.0, 1)) < 1500  # a column at least
 
 
 def test_the_bar_of_a_long_run_shows_what_its_time_went_into(tmp_path: Path) -> None:
@@ -100,6 +109,15 @@ def test_the_bar_of_a_long_run_shows_what_its_time_went_into(tmp_path: Path) -> 
     for wide, colour in re.findall(r'width="([\d.]+)" height="28" fill="([^"]+)"', bar[0]):
         widths[colour] += float(wide)
     assert widths[BUCKETS[Bucket.training]] > 0.98 * plot.WIDTH
+
+
+def test_steps_are_counted_from_zero_where_they_begin_so(tmp_path: Path) -> None:
+    run = generate(tmp_path / "r", Shape((Try(0, 8),), steps=9, layers=(), world_size=1))
+    records = layout.rank_records(layout.attempt_folder(run, 0), 0)
+    header = records.read_bytes().partition(b"\n")[0] + b"\n"
+    steps = [b"".join(encode(n + 1, START + n, "step", {"step": n, "tokens": n * 4096})) for n in range(9)]
+    records.write_bytes(header + b"".join(steps))
+    assert "<td>0-8</td>" in report(run)
 
 
 def test_a_run_that_never_began_has_a_report_too(tmp_path: Path) -> None:
@@ -171,11 +189,11 @@ def test_ticks_are_few_round_and_inside(low: float, span: float, most: int) -> N
 def test_pictures_are_png_files(rows: int, columns: int) -> None:
     values = np.random.default_rng(0).random((rows, columns))
     values[0, 0] = np.nan
-    data = plot.png(np.zeros((rows, columns, 4), np.uint8))
+    data = plot.png(np.zeros((rows, columns), np.uint8), np.zeros((2, 3), np.uint8))
     assert struct.unpack(">II", data[16:24]) == (columns, rows)
     begin = data.index(b"IDAT")
     (size,) = struct.unpack(">I", data[begin - 4 : begin])
-    assert len(zlib.decompress(data[begin + 4 : begin + 4 + size])) == rows * (columns * 4 + 1)
+    assert len(zlib.decompress(data[begin + 4 : begin + 4 + size])) == rows * (columns + 1)
     assert plot.heat_map(values, "<x>", 0, 1).startswith("<img")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 import pyte
 import pytest
 
+from hpc.cli import main
 from monitoring import layout
 from monitoring.recorder import Recorder
 from tests.monitoring.generate import BATCH, Shape, Try, finish, generate
@@ -188,6 +190,16 @@ def test_a_terminal_without_unicode_gets_ascii(run: Path, people: list[Person]) 
         person.press(key)
         person.look(0.3)
         assert all(row.isascii() for row in person.terminal.display)
+
+
+def test_a_look_without_unicode_is_ascii(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with layout.rank_log(layout.attempt_folder(run, 2), 0).open("a", encoding="utf-8") as log:
+        log.write("Prüfung … ─ 100 %\n")
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    assert main(["watch", str(run), "--plain"]) == 0
+    sys.stdout.flush()
+    assert "Pr?fung ~ - 100 %" in printed.getvalue().decode("ascii")
 
 
 def test_no_color_is_respected(run: Path, people: list[Person]) -> None:

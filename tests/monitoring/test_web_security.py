@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
@@ -275,6 +275,8 @@ def test_whatever_is_asked_gets_an_answer_in_words(viewer: TestClient, value: st
 
 
 @given(st.text(max_size=60))
+@example("\n")
+@example("run\n")
 def test_whatever_address_leads_nowhere_else(root: Path, path: str) -> None:
     status, body = asked(guarded_once(root), "/" + path)
     assert (status == 404 and body == b"Not Found") or f"/{path}" in ADDRESSES
