@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc.errors import Failed, Refused
 from monitoring import layout
+from monitoring.text import clean
 
 if TYPE_CHECKING:
     from hpc.config import Config
@@ -76,6 +77,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def printable(text: str) -> str:
+    """Lines of text from a file, safe to print."""
+    return "\n".join(map(clean, text.split("\n")))
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside ``folder`` durable."""
     handle = os.open(folder, os.O_RDONLY)
@@ -93,11 +99,13 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.folder.parent.name
+        """Its folder's, safe to print: people move runs to folders of any name."""
+        return clean(self.folder.parent.name)
 
     @property
     def id(self) -> str:
-        return self.folder.name
+        """Likewise."""
+        return clean(self.folder.name)
 
     @property
     def config_file(self) -> Path:
@@ -176,10 +184,11 @@ class Run:
         return self.cancel_file.exists()
 
     def state(self) -> dict[str, Any]:
-        """What state.json says: state, reason, job_id, cluster, emulated, updated. Text where text belongs."""
+        """What state.json says: state, reason, job_id, cluster, emulated, updated. Text where it belongs, printable."""
         found = read_json(self.state_file) or {}
-        texts = ("state", "reason", "job_id", "cluster")
-        return {k: v for k, v in found.items() if k not in texts or isinstance(v, str)}
+        texts = {key: found.get(key) for key in ("state", "reason", "job_id", "cluster")}
+        safe = {key: printable(value) for key, value in texts.items() if isinstance(value, str)}
+        return {key: safe.get(key, value) for key, value in found.items() if key in safe or key not in texts}
 
     def set_state(self, state: str, **fields: Any) -> None:
         """Replace state.json; fields that are not given keep their values.
@@ -211,7 +220,7 @@ class Run:
 
     def _submitted(self, key: str) -> str | None:
         value = (read_json(self.manifest_file) or {}).get(key)
-        return value if isinstance(value, str) else None
+        return printable(value) if isinstance(value, str) else None
 
     def config(self) -> Config:
         """The resolved configuration that was submitted."""

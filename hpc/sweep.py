@@ -29,6 +29,7 @@ from typing import Any
 from hpc.config import Config, Launcher
 from hpc.errors import Refused
 from hpc.runs import Run, read_json, sync_folder, typed_config, write_json, write_text
+from monitoring.text import clean
 
 FILE = "sweep.json"
 FORMAT = 1
@@ -95,7 +96,7 @@ class Sweep:
 
     @property
     def name(self) -> str:
-        return self.folder.parent.name
+        return clean(self.folder.parent.name)
 
     @property
     def id(self) -> str:

@@ -85,8 +85,10 @@ def _call(verb: str, words: list[str]) -> int:
     try:
         return import_module(module_of(verb)).main(words)
     except (Refused, Failed) as error:
-        for line in str(error).splitlines():
-            print(f"hpc {verb}: {line}", file=sys.stderr)
+        from monitoring.text import clean
+
+        for line in str(error).splitlines():  # it may quote names of files
+            print(f"hpc {verb}: {clean(line)}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
         print(file=sys.stderr)
@@ -97,6 +99,8 @@ def _call(verb: str, words: list[str]) -> int:
         return 0
     except OSError as error:
         # Such as another user's run, or a folder that went away while it was read.
-        where = f": {error.filename}" if error.filename else ""
+        from monitoring.text import clean
+
+        where = clean(f": {error.filename}") if error.filename else ""
         print(f"hpc {verb}: {error.strerror or error}{where}", file=sys.stderr)
         return Failed.status

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 HELP = "old runs beside new ones: logs of Megatron and DeepSpeed, TensorBoard's files, CSV"
 FORMATS = ("megatron", "deepspeed", "tensorboard", "lit-gpt", "csv")
+CLUSTER = 64  # characters of a cluster's name
 KEYS = ("name", "cluster", "tokens_per_step")
 EPILOG = """what may be said of the run:
   name=NAME            what it is called (the first file's or folder's name)
@@ -48,6 +49,7 @@ def main(argv: list[str]) -> int:
 
 def _request(args: argparse.Namespace) -> Request:
     from hpc.imported import Request, name_for
+    from monitoring.text import clean
 
     if args.form not in FORMATS:
         near = difflib.get_close_matches(args.form, FORMATS, 1, 0.4)
@@ -75,7 +77,10 @@ def _request(args: argparse.Namespace) -> Request:
     tokens = said.get("tokens_per_step")
     if tokens is not None and not (tokens.isascii() and tokens.isdecimal() and 0 < int(tokens) < 1 << 40):
         raise Refused(f"tokens_per_step={tokens}: a whole number above 0, such as tokens_per_step=1572864")
-    return Request(sources, args.form, name, said.get("cluster", ""), None if tokens is None else int(tokens))
+    cluster = said.get("cluster", "")
+    if clean(cluster) != cluster or len(cluster) > CLUSTER:
+        raise Refused(f"cluster={clean(cluster)[:CLUSTER]}: at most {CLUSTER} characters, all of which can be printed")
+    return Request(sources, args.form, name, cluster, None if tokens is None else int(tokens))
 
 
 def _tell(found: Imported, *, as_json: bool) -> None:

@@ -104,9 +104,9 @@ def _tell(run: Run, written: notes.Notes, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"run": run.id, **asdict(written)}))
         return 0
-    print(f"{run.name}/{run.id}: {' '.join(written.tags) or 'no tags'}")
+    print(f"{run.name}/{run.id}: {runs.printable(' '.join(written.tags)) or 'no tags'}")
     if written.note:
-        print(written.note)
+        print(runs.printable(written.note))
     return 0
 
 

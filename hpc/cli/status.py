@@ -79,7 +79,7 @@ def table(rows: list[Row]) -> None:
         if written:
             # The first line says what it is about; all of it: hpc runs note RUN
             cells.append(" ".join([*(f"#{tag}" for tag in row.tags), clean(row.note.partition("\n")[0])]).strip())
-        table.add_row(*[cell if isinstance(cell, Text) else Text(cell) for cell in cells])
+        table.add_row(*[cell if isinstance(cell, Text) else Text(runs.printable(cell)) for cell in cells])
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)

@@ -177,6 +177,8 @@ def test_a_log_is_imported_and_listed(
         (["file", "--as", "csv", "name=a/b"], "a name has letters"),
         (["file", "--as", "csv", "tokens_per_step=many"], "a whole number"),
         (["name=x", "--as", "csv"], "which file or folder?"),
+        (["file", "--as", "csv", "cluster=\x1b[31mred"], "cluster=red: at most 64 characters"),
+        (["file", "--as", "csv", "cluster=" + "x" * 65], "at most 64 characters"),
         (["file", "--as", "csv"], "no column for the step"),
         (["empty", "--as", "megatron"], "Name the files themselves"),
     ],
@@ -195,3 +197,23 @@ def test_mistakes_in_an_import_leave_nothing(
     assert main(["import", *words]) == 2
     assert said in capsys.readouterr().err
     assert not list(Path().rglob("runs/*"))
+
+
+def test_no_verb_prints_what_a_terminal_would_act_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HPC_RUNS", str(tmp_path / "runs"))
+    red = "\x1b[31mred\x1b]0;title\x07"
+    run = runs.Run(generate(tmp_path / "runs" / f"n{red}" / f"{ID}{red}", DONE))
+    run.state_file.write_text(json.dumps({"state": "finished", "reason": f"a\n{red}", "cluster": red, "job_id": red}))
+    run.notes_file.write_text(json.dumps({"tags": [red], "note": f"first{red}\nsecond{red}"}))
+    out = str(tmp_path / "out")
+    for words in (
+        *(["runs"], ["status", "last"], ["runs", "tag", "last"], ["runs", "note", "last"], ["findings", "last"]),
+        *(["watch", "last", "--plain"], ["logs", "last"], ["efficiency", "last"], ["explain", "last"]),
+        *(["export", "last", "--to", "csv", "-o", out], ["resume", "last"], ["profile", "last"], ["diff", "last", ID]),
+    ):
+        main(words)
+        said = "".join(capsys.readouterr())
+        assert said and "\x1b" not in said and "\x07" not in said, words
+    assert (run.name, run.id, run.cluster) == ("nred", f"{ID}red", "red")
