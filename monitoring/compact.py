@@ -58,7 +58,7 @@ def _info(run: Path, number: int) -> Path:
 def compact(run: Path, number: int, *, again: bool = False) -> list[str]:
     """Compact one attempt that has ended. Returns the names of the files that were written.
 
-    ``steps.parquet`` is written last: where it is, nothing is left to do, and whoever was killed before is seen by that.
+    ``steps.parquet`` is written last: where it is, nothing is left to do, and where it is not, somebody was killed.
 
     Args:
         again: also where that was done before.

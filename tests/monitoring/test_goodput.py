@@ -162,7 +162,9 @@ def test_a_clock_that_was_wrong_for_a_record_costs_no_other_step_its_time(
     for row, time in wrong.items():
         times[row] = time
     work = _steady([*times], [1.0] * 100)
-    found = totals(spans([990.0], [Past(0, 1000.0, ended, ended and "end", 0.0, work)], 1110.0, over=bool(ended)))
+    found = totals(
+        spans([990.0], [Past(0, 1000.0, ended, "end" if ended else None, 0.0, work)], 1110.0, over=bool(ended))
+    )
     assert found[Bucket.training] == pytest.approx(100.0 if ended else 110.0, abs=10.0 if 99 in wrong else 3.0)
     assert sum(found.values()) == pytest.approx(120.0)
 
