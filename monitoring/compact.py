@@ -58,7 +58,7 @@ def _info(run: Path, number: int) -> Path:
 def compact(run: Path, number: int, *, again: bool = False) -> list[str]:
     """Compact one attempt that has ended. Returns the names of the files that were written.
 
-    ``steps.parquet`` is written last: where it is, nothing is left to do, and who was killed before is seen by that.
+    ``steps.parquet`` is written last: where it is, nothing is left to do, and where it is not, somebody was killed.
 
     Args:
         again: also where that was done before.
@@ -115,14 +115,14 @@ def _ranks(run: Path, number: int) -> bool:
     folder = layout.attempt_folder(run, number)
     names: list[str] = []
     while True:
-        sources: list[dict[str, Any]] = []
+        meta: dict[str, Any] = {"sources": [], "dropped": {}}
         digests: list[str] = []
-        tables = _rank_tables(folder, names, sources, digests)
+        tables = _rank_tables(folder, names, meta, digests)
         with contextlib.suppress(_Wider):
             return _write(
                 folder / layout.RANKS_COMPACTED,
                 tables,
-                {"sources": sources},
+                meta,
                 digests,
                 lambda file: (rank_from(file.read_row_group(group))[1] for group in range(file.num_row_groups)),
             )
@@ -132,10 +132,8 @@ class _Wider(Exception):
     """A metric came up for which there was no column."""
 
 
-def _rank_tables(
-    folder: Path, names: list[str], sources: list[dict[str, Any]], digests: list[str]
-) -> Iterator[pa.Table]:
-    """The table of each rank, one at a time, for all together are large; fills the lists, ``names`` for the next try.
+def _rank_tables(folder: Path, names: list[str], meta: dict[str, Any], digests: list[str]) -> Iterator[pa.Table]:
+    """The table of each rank, one at a time, for all together are large; fills the others, ``names`` for the next try.
 
     Raises:
         _Wider: if a rank has a metric that is not among ``names``.
@@ -146,7 +144,9 @@ def _rank_tables(
         file.refresh()
         if file.tail.newer or file.tail.error:
             raise OSError(f"{file.tail.path}: {file.tail.error or 'it is of a newer protocol'}")
-        sources.append(compacted.source(file.tail.path, file.tail.offset))
+        meta["sources"].append(compacted.source(file.tail.path, file.tail.offset))
+        if file.dropped:
+            meta["dropped"][str(rank)] = file.dropped
         new = [name for name in file.columns.metrics if name not in names]
         names.extend(new)
         if new and not first:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ import numpy as np
 from monitoring.columns import Columns, Metric
 from monitoring.experts import Loads, every_layer
 from monitoring.history import History, attempt_row
-from monitoring.ranks import every_rank
+from monitoring.ranks import STEP, every_rank
+from monitoring.snapshot import Attempt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +45,8 @@ class Frames:
         ..."""
         import pandas as pd
 
-        return pd.DataFrame([attempt_row(attempt) for attempt in self.source.attempts])
+        rows = [attempt_row(attempt) for attempt in self.source.attempts]
+        return pd.DataFrame(rows, columns=[field.name for field in fields(Attempt)])
 
     @cached_property
     def ranks(self) -> pd.DataFrame:
@@ -59,16 +62,13 @@ class Frames:
             for rank, found in every_rank(attempt.folder)
             if found.steps
         ]
-        if not parts:
-            return pd.DataFrame()
-        sizes = [len(found.steps) for *_, found in parts]
         return pd.DataFrame(
             {
-                "attempt": np.repeat([number for number, *_ in parts], sizes),
-                "rank": np.repeat([rank for _, rank, _ in parts], sizes),
-                "step": np.concatenate([np.array(found.steps) for *_, found in parts]),
-                "t": np.concatenate([np.array(found.times) for *_, found in parts]),
-                **_metrics([found for *_, found in parts]),
+                "attempt": _integers(np.full(len(found.steps), number) for number, _, found in parts),
+                "rank": _integers(np.full(len(found.steps), rank) for _, rank, found in parts),
+                "step": _integers(np.array(found.steps) for *_, found in parts),
+                "t": np.concatenate([np.empty(0), *(np.array(found.times) for *_, found in parts)]),
+                **_metrics([found for *_, found in parts] or [Columns(metrics={STEP: Metric()})]),
             }
         )
 
@@ -82,18 +82,20 @@ class Frames:
             for attempt in self.source.attempts
             for layer, found in every_layer(attempt.folder)
         ]
-        if not parts:
-            return pd.DataFrame()
-        sizes = [len(found.tokens) for *_, found in parts]
         return pd.DataFrame(
             {
-                "attempt": np.repeat([number for number, *_ in parts], sizes),
-                "step": np.concatenate([np.repeat(np.array(found.steps), _widths(found)) for *_, found in parts]),
-                "layer": np.repeat([layer for _, layer, _ in parts], sizes),
-                "expert": np.concatenate([_places(found) for *_, found in parts]),
-                "tokens": np.concatenate([np.array(found.tokens) for *_, found in parts]),
+                "attempt": _integers(np.full(len(found.tokens), number) for number, _, found in parts),
+                "step": _integers(np.repeat(np.array(found.steps), _widths(found)) for *_, found in parts),
+                "layer": _integers(np.full(len(found.tokens), layer) for _, layer, found in parts),
+                "expert": _integers(_places(found) for *_, found in parts),
+                "tokens": _integers(np.array(found.tokens) for *_, found in parts),
             }
         )
+
+
+def _integers(pieces: Iterable[np.ndarray]) -> np.ndarray:
+    """A column, which is there also where there is no row."""
+    return np.concatenate([np.empty(0, np.int64), *pieces])
 
 
 def _metrics(parts: Sequence[Columns]) -> dict[str, Any]:
@@ -151,7 +153,7 @@ def sql(run: Path | str | Frames, query: str) -> pd.DataFrame:
     frames = run if isinstance(run, Frames) else load(run)
     with duckdb.connect(":memory:", config={"enable_external_access": False}) as connection:
         for name in TABLES:
-            if name in query.lower():
+            if re.search(rf"\b{name}\b", query, re.IGNORECASE):
                 frame = getattr(frames, name)
                 connection.register(name, pa.table({key: _arrow(frame[key]) for key in frame}))
         return connection.execute(query).df()

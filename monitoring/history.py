@@ -74,6 +74,7 @@ class Attempt:
         self.events: list[dict[str, Any]] = []
         self.dropped = 0  # records that the writer could not write
         self.dropped_experts = 0  # likewise of the loads of experts, as far as they are read
+        self.dropped_ranks: dict[int, int] = {}  # likewise of the other ranks, by whoever reads their files
         self.unread = 0  # records that this reader could not make sense of
         self.tail = RecordTail(layout.rank_records(self.folder, 0))
         self._compacted = records_only  # whether that was looked for
@@ -136,7 +137,7 @@ class Attempt:
             elif kind == "header":
                 self.header = fields.attempt(record)
             elif kind == "dropped":
-                self.dropped += _dropped(record)
+                self.dropped += unwritten(record)
         self._take_steps(steps)
 
     def _take_steps(self, records: list[dict[str, Any]]) -> None:
@@ -180,7 +181,7 @@ class Attempt:
 
     def _take_experts(self, record: dict[str, Any]) -> None:
         if record["kind"] == "dropped":
-            self.dropped_experts += _dropped(record)
+            self.dropped_experts += unwritten(record)
         if record["kind"] != "experts":
             return
         step, layer, first = (record.get(name) for name in ("step", "layer", "first"))
@@ -333,7 +334,8 @@ class History:
                     found.append(f"{where}: {tail.path.name}: {tail.error}")
             if bad := attempt.tail.bad + attempt.experts_tail.bad + attempt.unread:
                 found.append(f"{where}: {bad} damaged line{'s' * (bad > 1)} skipped")
-            for count, of in ((attempt.dropped, ""), (attempt.dropped_experts, " of experts")):
+            others = [(count, f" of rank {rank}") for rank, count in sorted(attempt.dropped_ranks.items())]
+            for count, of in ((attempt.dropped, ""), (attempt.dropped_experts, " of experts"), *others):
                 if count:
                     found.append(f"{where}: {count} record{'s' * (count > 1)}{of} could not be written")
         return found
@@ -415,7 +417,8 @@ def undone(steps: np.ndarray, cut: int | None) -> np.ndarray:
     return again if cut is None else again | (steps > cut)
 
 
-def _dropped(record: dict[str, Any]) -> int:
+def unwritten(record: dict[str, Any]) -> int:
+    """How many records a ``dropped`` record tells of."""
     count = record.get("count")
     return count if type(count) is int else 0
 

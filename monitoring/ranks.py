@@ -20,7 +20,7 @@ import numpy as np
 from monitoring import compacted, layout
 from monitoring.columns import Columns
 from monitoring.findings import Finding
-from monitoring.history import Attempt, History, undone
+from monitoring.history import Attempt, History, undone, unwritten
 from monitoring.tail import RecordTail
 
 if TYPE_CHECKING:
@@ -80,14 +80,17 @@ class RankFile:
     def __init__(self, path: Path, only: Collection[str] | None = None) -> None:
         self.tail = RecordTail(path)
         self.columns = Columns(only=only)
+        self.dropped = 0  # records that the rank could not write
 
     def refresh(self) -> bool:
         """Take what is new; whether there was anything."""
         changed = False
         for found in self.tail.read():
             if found.again:
-                self.columns = Columns(only=self.columns.only)
+                self.columns, self.dropped = Columns(only=self.columns.only), 0
             records = [record for record in found.items if record["kind"] == "rank"]
+            if len(records) < len(found.items):
+                self.dropped += sum(unwritten(record) for record in found.items if record["kind"] == "dropped")
             self.columns.extend(records)
             changed |= found.again or bool(records)
         return changed
@@ -117,6 +120,7 @@ def _compacted(attempt: Path, only: Collection[str] | None = None) -> dict[int, 
         if path.name in sizes:  # also of a rank without a row: no summary is in so much of its file
             files[rank] = file = RankFile(path, only)
             file.columns = columns.get(rank, file.columns)
+            file.dropped = found.meta.get("dropped", {}).get(str(rank), 0)
             file.tail.resume(sizes[path.name])
     return files
 
@@ -155,6 +159,7 @@ class _Attempt:
         changed = [rank.refresh() for rank in self.ranks.values()]
         if any(changed):
             self._made = None
+        records.dropped_ranks.update({rank: file.dropped for rank, file in self.ranks.items()})
         self.over = over
 
     def part(self, records: Attempt, cut: int | None) -> _Part:

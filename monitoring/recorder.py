@@ -7,10 +7,11 @@
 two nodes is not safe on network file systems. Nobody but the writer changes a file, and nobody deletes it.
 
 **Lines.** A file is a sequence of lines, each a JSON object in UTF-8 that ends with ``\\n`` and is shorter
-than 4096 bytes. A line is written whole or is the file's torn last line, which a reader leaves alone until
-the newline is there. A batch of lines is one write(2). A line that cannot be parsed is skipped and counted;
-bytes up to the last NUL in a line are damage of the file system, what follows them is a line again. Empty
-lines mean nothing.
+than 4096 bytes. It is compact, without spaces outside of strings: readers look for bytes such as
+``"kind":"device"`` and parse only the lines that have them. A line is written whole or is the file's torn last
+line, which a reader leaves alone until the newline is there. A batch of lines is one write(2). A line that cannot
+be parsed is skipped and counted; bytes up to the last NUL in a line are damage of the file system, what follows
+them is a line again. Empty lines mean nothing.
 
 **Fields.** Every line has ``seq`` (counts up by 1 from 0 in its file, across all kinds), ``t`` (wall time
 when the record was made, unix seconds; a clock may jump, so order is by ``seq`` alone) and ``kind``:

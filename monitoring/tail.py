@@ -242,7 +242,10 @@ def _text(line: bytes) -> str:
 
 
 def said_so_far(path: Path) -> int:
-    """Bytes of a rank's log or records up to its last word; what follows are samples of its devices. 0: no file."""
+    """Bytes of a rank's log or records up to its last word; what follows are samples of its devices.
+
+    0 where there is no file, or only hours of samples: whatever it is, it changes with a word alone.
+    """
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -255,7 +258,7 @@ def said_so_far(path: Path) -> int:
     end = len(tail)
     while (line := tail.rfind(b"\n", 0, end - 1)) >= 0 and tail.find(b'"kind":"device"', line, end) >= 0:
         end = line + 1
-    return begin + end
+    return begin + end if line >= 0 or not begin else 0
 
 
 def events(attempt: Path, names: Collection[str]) -> Iterator[dict[str, Any]]:

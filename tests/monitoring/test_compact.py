@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitoring import compact, compacted, layout, load, sql
+from monitoring import compact, compacted, frames, layout, load, sql
 from monitoring.experts import Experts
 from monitoring.history import History
 from monitoring.ranks import Ranks
@@ -259,6 +259,31 @@ def test_sql_sees_the_frames_as_tables(tmp_path: Path) -> None:
     found = sql(run, "select expert from experts where step = 10 and layer = 2 and attempt = 0 and tokens > 0")
     assert found["expert"].tolist() == list(range(16))
     assert len(sql(run, "select * from ranks r join attempts a on r.attempt = a.number")) == 3 * (12 + 8 + 14)
+
+
+def test_frames_without_a_row_are_tables_too(tmp_path: Path) -> None:
+    pytest.importorskip("duckdb")
+    write(tmp_path / "run", 0, [("step", {"step": 1, "tokens": 1, "loss": 1.0})])
+    (tmp_path / "new").mkdir()
+    for name in ("lost", "ranks", "experts"):
+        assert sql(tmp_path / "run", f"select count(*) n from {name}")["n"].tolist() == [0]
+        assert sql(tmp_path / "new", f"select count(*) n, max(step) from {name}")["n"].tolist() == [0]
+    assert sql(tmp_path / "new", "select median(step_s) s from ranks")["s"].isna().tolist() == [True]
+    assert sql(tmp_path / "new", "select max(last_step) from attempts").shape == (1, 1)
+    known = write(tmp_path / "more", 0, [("rank", {"step": 1, "step_s": 1.0})]).parent.parent
+    assert list(load(known).ranks) == list(load(tmp_path / "new").ranks)
+    assert list(load(known).attempts) == list(load(tmp_path / "new").attempts)
+
+
+def test_only_tables_that_a_query_names_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("duckdb")
+    write(tmp_path, 0, [("step", {"step": 1, "tokens": 1, "loss": 1.0})])
+    read = []
+    monkeypatch.setattr(frames, "every_rank", lambda folder: read.append(folder) or iter(()))
+    assert sql(tmp_path, "select max(step) as ranks_done from history")["ranks_done"].tolist() == [1]
+    assert not read
+    sql(tmp_path, "select count(*) from Ranks")
+    assert len(read) == 1
 
 
 def test_sql_without_duckdb_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

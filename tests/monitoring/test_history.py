@@ -245,7 +245,7 @@ def test_loads_of_experts_that_could_not_be_written_are_told_of(tmp_path: Path) 
     folder = write(tmp_path, 0, steps(1, 2))
     lines = encode(0, 0.0, "header", {"protocol": PROTOCOL})
     lines += encode(1, 1.0, "experts", {"step": 1, "layers": {2: [1]}})
-    lines += [*encode(2, 2.0, "dropped", {"count": 5000, "error": "disk full"})]
+    lines += encode(2, 2.0, "dropped", {"count": 5000, "error": "disk full"})
     layout.experts_records(folder).write_bytes(b"".join(lines))
     history = History(tmp_path)
     history.refresh()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,20 @@ def test_the_writer_writes_the_documented_bytes() -> None:
     ]
     assert b"".join(each[0] for each in written) == EXAMPLE
     assert header["protocol"] == PROTOCOL and all(len(each) == 1 and len(each[0]) < LINE for each in written)
+
+
+WITHOUT_ORJSON = """
+import sys
+sys.modules["orjson"] = None
+from monitoring.recorder import encode
+sys.stdout.buffer.write(b"".join(encode(0, 1.0, "event", {"event": "a b", "fields": {"step": 3, "range": [96, 128]}})))
+"""
+
+
+def test_lines_are_compact_whatever_library_writes_them() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_ORJSON], capture_output=True, timeout=60, check=True)
+    fields = {"event": "a b", "fields": {"step": 3, "range": [96, 128]}}
+    assert done.stdout == b"".join(encode(0, 1.0, "event", fields)) and done.stdout.count(b" ") == 1
 
 
 def test_a_reader_makes_of_them_what_the_document_says(tmp_path: Path) -> None:

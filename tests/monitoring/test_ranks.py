@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitoring import layout
+from monitoring import compact, layout
 from monitoring.findings import Finding, Severity
 from monitoring.history import History, undone
 from monitoring.ranks import Ranks, parts_told, straggling
 from monitoring.recorder import PROTOCOL, encode
-from tests.monitoring.generate import BATCH, Shape, Try, generate, waits_for_data
+from tests.monitoring.generate import BATCH, START, Shape, Try, generate, waits_for_data
 
 
 def write_rank(run: Path, attempt: int, rank: int, steps: list[int], seconds: float = 1.0) -> None:
@@ -126,3 +126,18 @@ def test_undone_is_what_a_later_row_or_attempt_did_again(steps: list[int], cut: 
         for i, step in enumerate(steps)
     ]
     assert undone(np.array(steps, np.int64), cut).tolist() == expected
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_records_that_a_rank_could_not_write_are_told_of_by_who_reads_its_file(tmp_path: Path, compacted: bool) -> None:
+    run = generate(tmp_path / "run")
+    path = layout.rank_records(layout.attempt_folder(run, 0), 2)
+    with path.open("ab") as file:
+        file.write(b"".join(encode(99, START, "dropped", {"count": 7000, "error": "disk full"})))
+    if compacted:
+        compact.compact(run, 0)
+    history = History(run)
+    history.refresh()
+    assert history.problems() == []
+    Ranks(run, history).read()
+    assert history.problems() == ["attempt 0: 7000 records of rank 2 could not be written"]

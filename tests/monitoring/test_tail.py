@@ -275,6 +275,13 @@ def test_samples_of_devices_are_no_word(tmp_path: Path) -> None:
     recorder.step(step=2, tokens=2, loss=2.0)
     recorder.close()
     assert said_so_far(path) == path.stat().st_size
+    sample = b"".join(encode(9, 1.0, "device", {"power_w": 300.0}))
+    with path.open("ab") as file:
+        file.write(sample * 6000)
+    later = said_so_far(path)
+    with path.open("ab") as file:
+        file.write(sample * 200)
+    assert said_so_far(path) == later  # hours of samples are no word either
     (tmp_path / "rank-0.log").write_text("word\n")
     assert said_so_far(tmp_path / "rank-0.log") == 5
     assert said_so_far(tmp_path / "none") == 0
