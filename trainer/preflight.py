@@ -25,6 +25,7 @@ from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 EXIT = 76  # status of a rank that gave up on a reduction
 TOKEN = "preflight.token"  # in the attempt's folder: what every rank must be able to read
 REPORTS = 180.0  # seconds for all ranks to report in, after the first: importing torch from a cold disk takes minutes
+LINGER = 10.0  # seconds for which rank 0 waits until the others know that a node is unfit
 TOGETHER = 45.0  # seconds for one reduction, its network's start included
 SETTLED = 5.0  # seconds for the second one: a network that needs longer for so little is as good as broken
 FREE = 0.85  # share of a GPU's memory that must be free
@@ -69,12 +70,27 @@ def report(
     if rank == 0:
         faults = _collect(store, nodes, folder)
         store.set("preflight/verdict", json.dumps(faults))
+        if faults:
+            store.set("preflight/go", "0")  # those who have not looked at the folder yet need not
     else:
         store.wait(["preflight/go"], timedelta(seconds=REPORTS + 60))
-        store.set(f"preflight/{rank}/second", json.dumps([time.time(), _token(folder)]))
+        if store.get("preflight/go") == b"1":
+            store.set(f"preflight/{rank}/second", json.dumps([time.time(), _token(folder)]))
     store.wait(["preflight/verdict"], timedelta(seconds=REPORTS + 120))
     if faults := json.loads(store.get("preflight/verdict")):
+        if rank == 0:
+            _linger(store, world_size)
+        else:
+            store.set(f"preflight/{rank}/told", "1")
         raise PreflightError(faults)
+
+
+def _linger(store: Store, world_size: int) -> None:
+    """Rank 0, with which the store ends: until those who reported in know of the faults."""
+    end = time.monotonic() + LINGER
+    for rank in range(1, world_size):
+        if _arrives(store, f"preflight/{rank}", 0.0):
+            _arrives(store, f"preflight/{rank}/told", end)
 
 
 def _look(rank: int, node: str, device: torch.device) -> Report:

@@ -42,7 +42,7 @@ def test_another_folder_and_another_clock_name_their_nodes() -> None:
     assert judge_second({1: (100.0, "token")}, NODES, "token", 99.5, 100.5) == []
 
 
-def report_to_each_other(folder: Path, lost: bool) -> list[str]:
+def report_to_each_other(folder: Path, fault: str) -> list[str]:
     import time
 
     import torch
@@ -52,9 +52,15 @@ def report_to_each_other(folder: Path, lost: bool) -> list[str]:
     from trainer import preflight
 
     rank = dist.get_rank()
-    seen = folder / f"seen-by-{rank}" if lost and rank == 2 else folder / "seen"
+    seen = folder / f"seen-by-{rank}" if fault == "folder" and rank == 2 else folder / "seen"
     seen.mkdir(exist_ok=True)
     preflight.REPORTS = 5.0
+    if fault == "device" and rank == 2:
+
+        def broken(device: torch.device) -> float:
+            raise ArithmeticError("a product of ones gave 3")
+
+        preflight._matmul = broken
     if rank == 0:
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         (folder / "port.tmp").write_text(str(store.port))
@@ -72,6 +78,7 @@ def report_to_each_other(folder: Path, lost: bool) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("lost", [False, True])
-def test_every_rank_learns_which_node_does_not_see_the_folder(ranks: Ranks, tmp_path: Path, lost: bool) -> None:
-    assert ranks.run(report_to_each_other, tmp_path, lost, world_size=3) == [["n1"] if lost else []] * 3
+@pytest.mark.parametrize("fault", ["", "folder", "device"])
+def test_every_rank_learns_which_node_is_unfit(ranks: Ranks, tmp_path: Path, fault: str) -> None:
+    """Also those that ask late: rank 0, with which the store ends, leaves last."""
+    assert ranks.run(report_to_each_other, tmp_path, fault, world_size=3) == [["n1"] if fault else []] * 3
