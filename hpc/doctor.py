@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from hpc.config import Cluster, GpuRequest, Host, Launcher
+from hpc.quota import NEARLY, uses
 from hpc.request import clock, seconds
 from hpc.site import Site
 from hpc.terms import size
@@ -210,14 +211,15 @@ def space(what: str, free: int, inodes: int | None) -> Finding:
 
 
 def quota(what: str, text: str) -> Finding | None:
-    """What ``quota`` or ``lfs quota`` printed; a star follows what is over its limit. None if that says nothing."""
-    lines = [line for line in text.splitlines() if any(word.rstrip("*").isdecimal() for word in line.split())]
-    if not lines:
+    """What ``quota`` or ``lfs quota`` printed. None if that says nothing of a limit."""
+    found = sorted(uses(text), key=lambda use: (use.over, use.share))
+    if not found:
         return None
-    over = [word for line in lines for word in line.split() if word.endswith("*")]
-    if over:
-        return bad(what, f"over: {', '.join(over)}", "writing fails soon or already: clear up, or ask for more")
-    return ok(what, "within the limits")
+    if found[-1].over or found[-1].share >= 1:
+        return bad(what, f"over: {found[-1]}", "writing fails soon or already: clear up, or ask for more")
+    if found[-1].share >= NEARLY:
+        return warn(what, str(found[-1]), "clear up before a long run, or ask for more")
+    return ok(what, f"within the limits: {found[-1]}")
 
 
 def writing(what: str, taken: Sequence[float]) -> Finding:

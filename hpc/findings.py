@@ -5,13 +5,15 @@ from __future__ import annotations
 import getpass
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpc import slurm
+from hpc import probes, slurm
 from hpc.errors import Refused
 from hpc.queue import controller
+from hpc.quota import NEARLY, uses
 from hpc.runs import Run, read_json, write_json
 from monitoring import layout
 
@@ -34,17 +36,46 @@ def snapshots(found: Sequence[Run], say: Callable[[Run, str], None]) -> list[tup
     not keep anybody from hearing of the others.
     """
     from hpc.queue import states
+    from monitoring.findings import silenced
     from monitoring.reader import Reader
 
-    jobs, read = states(found), []
+    jobs, read, asked = states(found), [], {}
     for run in found:
         try:
-            read.append((run, Reader(run.folder).read(jobs.get(run.folder))))
+            snapshot = Reader(run.folder).read(jobs.get(run.folder))
+            if not snapshot.done and (more := [*of_quotas(run, asked, snapshot.now)]):
+                known = read_json(run.folder / layout.SILENCED) or {}
+                snapshot = replace(snapshot, findings=tuple(silenced([*snapshot.findings, *more], known, snapshot.now)))
+            read.append((run, snapshot))
         except FileNotFoundError:  # removed meanwhile
             continue
         except Exception as error:
             say(run, f"cannot be judged: {type(error).__name__}: {error}")
     return read
+
+
+def of_quotas(run: Run, asked: dict[str, str], now: float) -> Iterator[Finding]:
+    """Quotas of whoever asks that leave little room to a run; the files of a run do not tell of them.
+
+    Args:
+        asked: what was said of each kind of file system; filled here, for it may take seconds.
+    """
+    from monitoring.findings import Finding, Severity
+
+    kind = probes.file_system(run.folder)
+    if kind not in asked:
+        asked[kind] = probes.quota(run.folder, kind)
+    for use in uses(asked[kind]):
+        if use.over or use.share >= NEARLY:
+            yield Finding(
+                "quota_nearly_full",
+                Severity.critical if use.over or use.share >= 0.98 else Severity.warning,
+                f"{use.share:.0%} of a quota is used",
+                f"{use}; what is over it cannot be written: checkpoints, records",
+                since=now,
+                about=f"{use.filesystem}:{use.what}",
+                do="hpc gc lists what may go; or ask the site for more",
+            )
 
 
 def status(found: Iterable[Finding]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -95,8 +96,9 @@ def write(path: Path) -> Writing:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def quota(path: Path, kind: str, user: str) -> str:
-    """What the quota program of a file system says of a user; "" where there is none."""
+def quota(path: Path, kind: str) -> str:
+    """What the quota program of a file system says of whoever asks; "" where there is none."""
+    user = pwd.getpwuid(os.getuid()).pw_name
     argv = ["lfs", "quota", "-u", user, str(existing(path))] if kind == "lustre" else ["quota", "-w"]
     if shutil.which(argv[0]) is None:
         return ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import socket
 import sys
@@ -108,7 +107,7 @@ def _files(cluster: Cluster, *, alone: bool) -> Iterator[Finding]:
     kind = probes.file_system(folder)
     yield doctor.file_system("cluster.runs", str(folder), kind, alone=alone)
     yield doctor.space("room", *probes.room(folder))
-    if (finding := doctor.quota("quota", probes.quota(folder, kind, _user()))) is not None:
+    if (finding := doctor.quota("quota", probes.quota(folder, kind))) is not None:
         yield finding
     try:
         written = probes.write(folder)
@@ -117,12 +116,6 @@ def _files(cluster: Cluster, *, alone: bool) -> Iterator[Finding]:
         return
     yield doctor.writing("writing", written.taken)
     yield doctor.of_clock("clock of cluster.runs", written.skew)
-
-
-def _user() -> str:
-    import pwd
-
-    return pwd.getpwuid(os.getuid()).pw_name
 
 
 def _python(cluster: Cluster, *, alone: bool) -> Iterator[Finding]:

@@ -69,7 +69,9 @@ def test_room_and_quota() -> None:
     head = "Disk quotas for user alice (uid 1000):\n     Filesystem  blocks   quota   limit   grace   files\n"
     over = doctor.quota("quota", head + "  nfs:/home  1050000*  1000000  1100000  6days  1234\n")
     within = doctor.quota("quota", head + "  nfs:/home  10  1000000  1100000    1234\n")
-    assert over and over.level is Level.bad and "1050000*" in over.found
+    assert over and over.level is Level.bad and "1.0 of 1.0 GiB on nfs:/home" in over.found
+    near = doctor.quota("quota", head + "  nfs:/home  1000000  1000000  1100000    1234\n")
+    assert near and near.level is Level.warn
     assert within and within.level is Level.ok
     assert doctor.quota("quota", "Disk quotas for user alice (uid 1000): none\n") is None
 

@@ -132,6 +132,18 @@ def test_a_run_that_cannot_be_judged_keeps_nobody_from_hearing_of_others(
     assert status == 0 and "nothing for" in out and f"{other.name}: cannot be judged: KeyError" in err
 
 
+def test_a_quota_that_is_nearly_used_up_is_told_and_can_be_silenced(
+    stalled: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hpc.probes.quota", lambda path, kind: "/dev/sda1  1000000  0  1050000  7  0  0\n")
+    found = {each["kind"]: each for each in json.loads(shown(capsys, "--json")[1])}
+    assert found["quota_nearly_full"]["severity"] == "warning"
+    assert "1.0 of 1.0 GiB on /dev/sda1" in found["quota_nearly_full"]["evidence"]
+    assert shown(capsys, "last", "--silence", "quota_nearly_full")[0] == 0
+    found = {each["kind"]: each for each in json.loads(shown(capsys, "--json")[1])}
+    assert found["quota_nearly_full"]["silenced"]
+
+
 @pytest.mark.parametrize(
     ("reason", "done"),
     [
