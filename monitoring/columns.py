@@ -18,6 +18,10 @@ RESERVED = frozenset({"seq", "t", "kind", "step", "tokens"})  # fields that are 
 _INT64 = range(-(1 << 63), 1 << 63)
 _ALIKE = 4  # records with the same fields in a row for which it pays to take them together
 
+# glibc takes blocks larger than the largest that was ever freed fresh from the system and gives them back to it, each
+# page zeroed on its first touch. Whole columns are copied at each look, which took twice the time by that.
+bytearray(1 << 24)
+
 
 @dataclass
 class Metric:

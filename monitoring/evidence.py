@@ -6,6 +6,7 @@ import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from monitoring import fields, layout
 from monitoring.history import History, Series
 from monitoring.recorder import metric
 from monitoring.snapshot import ExpertLoad, Snapshot
-from monitoring.tail import RecordTail
+from monitoring.tail import RecordTail, newest
 
-TAIL = 1 << 18  # bytes of a rank's records that are read of a file that is already long: of a hang hours of samples
+TAIL = 1 << 16  # bytes of a rank's records that are read of a file that is already long
 RECENT = 32  # summaries of a rank, and loads of a layer, that are kept
 SAMPLES = 128  # of a rank's device that are kept: 20 minutes
 LATE = 30.0  # seconds by which the clocks of Slurm and of a node may differ
@@ -138,7 +139,8 @@ class Gathering:
         if attempt is None:
             return
         for rank in layout.recorded_ranks(attempt):
-            if rank not in self._tails:
+            new = rank not in self._tails
+            if new:
                 self._tails[rank] = RecordTail(layout.rank_records(attempt, rank), begin=TAIL)
                 self._rows[rank], self._devices[rank] = deque(maxlen=RECENT), deque(maxlen=SAMPLES)
             for found in self._tails[rank].read():
@@ -146,11 +148,12 @@ class Gathering:
                     self._rows[rank].clear()
                     self._devices[rank].clear()
                 for record in found.items:
-                    step = record.get("step")
-                    if record["kind"] == "rank" and type(step) is int and step.bit_length() < 64:
+                    if _is_summary(record):
                         self._rows[rank].append(record)
                     elif record["kind"] == "device":
                         self._devices[rank].append(record)
+            if new and len(self._rows[rank]) < RECENT:
+                _fill_up(self._rows[rank], layout.rank_records(attempt, rank))
         self._read_loads(attempt)
 
     def _read_loads(self, attempt: Path) -> None:
@@ -181,6 +184,18 @@ class Gathering:
             metrics={name: np.array([_value(row, name) for row in rows], float) for name in names},
             devices=tuple(self._devices[rank]),
         )
+
+
+def _fill_up(rows: deque[dict[str, Any]], path: Path) -> None:
+    """Take earlier summaries: behind the last one of a rank that hangs there may be hours of samples of its device."""
+    for record in islice(newest(path, "rank"), RECENT):
+        if _is_summary(record) and len(rows) < RECENT and (not rows or record["seq"] < rows[0]["seq"]):
+            rows.appendleft(record)
+
+
+def _is_summary(record: Mapping[str, Any]) -> bool:
+    step = record.get("step")
+    return record["kind"] == "rank" and type(step) is int and step.bit_length() < 64
 
 
 def _value(row: Mapping[str, Any], name: str) -> float:

@@ -12,6 +12,7 @@ import pytest
 from monitoring import layout
 from monitoring.evidence import Gathering
 from monitoring.reader import Reader
+from monitoring.recorder import encode
 from monitoring.snapshot import JobState
 from tests.monitoring.generate import BATCH, START, Shape, Try, generate, loss
 
@@ -104,6 +105,16 @@ def test_the_goodput_of_a_run_that_is_over_stays_what_it_was(tmp_path: Path) -> 
     first, later = (Reader(run).read(now=START + after).outlook for after in (300, 86_400))
     assert first.seconds == later.seconds and first.ettr == later.ettr
     assert first.ettr is not None and first.ettr > 0.5
+
+
+def test_a_rank_that_hangs_for_hours_keeps_its_last_summaries(tmp_path: Path) -> None:
+    run = generate(tmp_path / "run", Shape((Try(0, 60),), world_size=2, layers=()))
+    samples = [encode(100 + n, START + 60 + 10 * n, "device", {"gpu_util": 0.0, "note": 1.0}) for n in range(2000)]
+    with layout.rank_records(layout.attempt_folder(run, 0), 1).open("ab") as file:
+        file.write(b"".join(line for each in samples for line in each))
+    reader = Reader(run)
+    (_, pulse) = Gathering(run).gather(reader.read(now=START + 30_000), reader.history, {}).pulses
+    assert pulse.steps.tolist() == [10, 20, 30, 40, 50, 60] and len(pulse.devices) == 128
 
 
 def test_a_rank_without_a_file_moves_no_other_to_another_node(tmp_path: Path) -> None:
