@@ -291,14 +291,15 @@ def test_a_finding_is_silenced_by_a_click(viewer: Viewer) -> None:
     page = viewer.opens("run")
     button = page.get_by_role("button", name="Silence: ").first
     title = (button.get_attribute("aria-label") or "").removeprefix("Silence: ")
+    title = title.partition(" for ")[0]  # what follows grows with time
     button.focus()
     page.keyboard.press("Enter")
-    back = page.get_by_role("button", name=f"Say again: {title}")
+    back = page.get_by_role("button", name=f"Say again: {title}", exact=False)
     back.wait_for()
     assert "(silenced)" in page.locator(".finding", has=back).inner_text()
     assert viewer.tell("document.activeElement.textContent") == "Say again"  # the focus stays with the finding
     back.click()
-    page.get_by_role("button", name=f"Silence: {title}").wait_for()
+    page.get_by_role("button", name=f"Silence: {title}", exact=False).wait_for()
     assert viewer.complaints == []
 
 
