@@ -54,18 +54,19 @@ def snapshots(found: Sequence[Run], say: Callable[[Run, str], None]) -> list[tup
     return read
 
 
-def of_quotas(run: Run, asked: dict[str, str], now: float) -> Iterator[Finding]:
+def of_quotas(run: Run, asked: dict[tuple[str, int], str], now: float) -> Iterator[Finding]:
     """Quotas of whoever asks that leave little room to a run; the files of a run do not tell of them.
 
     Args:
-        asked: what was said of each kind of file system; filled here, for it may take seconds.
+        asked: what was said of each file system; filled here, for it may take seconds.
     """
     from monitoring.findings import Finding, Severity
 
     kind = probes.file_system(run.folder)
-    if kind not in asked:
-        asked[kind] = probes.quota(run.folder, kind)
-    for use in uses(asked[kind]):
+    place = (kind, run.folder.stat().st_dev)
+    if place not in asked:
+        asked[place] = probes.quota(run.folder, kind)
+    for use in uses(asked[place]):
         if use.over or use.share >= NEARLY:
             yield Finding(
                 "quota_nearly_full",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import re
 import shutil
 import subprocess
@@ -98,15 +97,14 @@ def write(path: Path) -> Writing:
 
 def quota(path: Path, kind: str) -> str:
     """What the quota program of a file system says of whoever asks; "" where there is none."""
-    user = pwd.getpwuid(os.getuid()).pw_name
-    argv = ["lfs", "quota", "-u", user, str(existing(path))] if kind == "lustre" else ["quota", "-w"]
+    argv = ["lfs", "quota", "-u", str(os.getuid()), str(existing(path))] if kind == "lustre" else ["quota", "-w"]
     if shutil.which(argv[0]) is None:
         return ""
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=10, stdin=subprocess.DEVNULL)
+        done = subprocess.run(argv, capture_output=True, timeout=10, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout  # quota's status is 1 where something is over its limit
+    return done.stdout.decode(errors="replace")  # quota's status is 1 where something is over its limit
 
 
 def packages(interpreter: str, environment: Mapping[str, str] | None = None) -> dict[str, str | None]:

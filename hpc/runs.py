@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc.errors import Failed, Refused
 from monitoring import layout
-from monitoring.text import clean
+from monitoring.text import clean, printable
 
 if TYPE_CHECKING:
     from hpc.config import Config
@@ -75,11 +75,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def printable(text: str) -> str:
-    """Lines of text from a file, safe to print."""
-    return "\n".join(map(clean, text.split("\n")))
 
 
 def sync_folder(folder: Path) -> None:

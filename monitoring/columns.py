@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from monitoring.fields import whole
 from monitoring.recorder import metric
 
 RESERVED = frozenset({"seq", "t", "kind", "step", "tokens"})  # fields that are no metrics
-_INT64 = range(-(1 << 63), 1 << 63)
 _ALIKE = 4  # records with the same fields in a row for which it pays to take them together
 
 # glibc takes blocks larger than the largest that was ever freed fresh from the system and gives them back to it, each
@@ -91,7 +91,7 @@ class Columns:
         integers = self.integers()
         for name in integers:
             value = record.get(name)
-            if type(value) is not int or value not in _INT64:
+            if whole(value) is None:
                 return False
         if not self.steps or record["step"] != self.steps[-1]:
             for name, values in integers.items():

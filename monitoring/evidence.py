@@ -194,8 +194,7 @@ def _fill_up(rows: deque[dict[str, Any]], path: Path) -> None:
 
 
 def _is_summary(record: Mapping[str, Any]) -> bool:
-    step = record.get("step")
-    return record["kind"] == "rank" and type(step) is int and step.bit_length() < 64
+    return record["kind"] == "rank" and fields.whole(record.get("step")) is not None
 
 
 def _value(row: Mapping[str, Any], name: str) -> float:

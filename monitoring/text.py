@@ -28,3 +28,8 @@ def clean(text: str, tab: int = 4) -> str:
     if text.isprintable():
         return text
     return "".join("\ufffd" if unicodedata.category(char) in _UNSAFE else char for char in text)
+
+
+def printable(text: str) -> str:
+    """Several lines, each made safe."""
+    return "\n".join(map(clean, text.split("\n")))

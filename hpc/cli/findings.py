@@ -62,19 +62,19 @@ def _all(chosen: list[Run], args: argparse.Namespace) -> list[tuple[Run, Finding
     from hpc import findings
 
     found = []
-    for run, snapshot in findings.snapshots(chosen, _say):
+    for run, snapshot in findings.snapshots(chosen, say):
         found += [(run, finding) for finding in snapshot.findings]
         try:
             if args.notify:
-                findings.tell(run, snapshot.findings, lambda text, run=run: _say(run, text))
+                findings.tell(run, snapshot.findings, lambda text, run=run: say(run, text))
             if args.act and (done := findings.act(run, snapshot.findings, snapshot.job)):
-                _say(run, done)
+                say(run, done)
         except (Refused, SlurmError, OSError) as error:  # the others' turn comes all the same
-            _say(run, str(error))
+            say(run, str(error))
     return found
 
 
-def _say(run: Run, text: str) -> None:
+def say(run: Run, text: str) -> None:
     print(f"{run.id}: {text}", file=sys.stderr)  # what is printed may be JSON
 
 

@@ -12,6 +12,7 @@ from hpc import notes, runs
 from hpc.errors import Refused
 from hpc.listing import Row, read
 from hpc.runs import Run
+from monitoring.text import printable
 
 HELP = "list runs by state, name, tag, cluster or age; tag them, write notes on them"
 WHICH = "id or its beginning, name, folder, or last"
@@ -104,9 +105,9 @@ def _tell(run: Run, written: notes.Notes, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"run": run.id, **asdict(written)}))
         return 0
-    print(f"{run.name}/{run.id}: {runs.printable(' '.join(written.tags)) or 'no tags'}")
+    print(f"{run.name}/{run.id}: {printable(' '.join(written.tags)) or 'no tags'}")
     if written.note:
-        print(runs.printable(written.note))
+        print(printable(written.note))
     return 0
 
 

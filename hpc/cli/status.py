@@ -48,7 +48,7 @@ def table(rows: list[Row]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from monitoring.text import clean
+    from monitoring.text import clean, printable
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     columns = ["run", "id", "state", "job", "cluster", "attempt", "step", "tokens", "why"]
@@ -79,7 +79,7 @@ def table(rows: list[Row]) -> None:
         if written:
             # The first line says what it is about; all of it: hpc runs note RUN
             cells.append(" ".join([*(f"#{tag}" for tag in row.tags), clean(row.note.partition("\n")[0])]).strip())
-        table.add_row(*[cell if isinstance(cell, Text) else Text(runs.printable(cell)) for cell in cells])
+        table.add_row(*[cell if isinstance(cell, Text) else Text(printable(cell)) for cell in cells])
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)

@@ -96,20 +96,17 @@ def _watch(root: Path, found: Sequence[Run | Sweep], interval: float) -> None:
 
 def _once(found: Sequence[Run | Sweep], args: argparse.Namespace) -> int:
     from hpc import findings
+    from hpc.cli.findings import say
     from monitoring.terminal.plain import plain, to_json
 
     several = len(found) > 1 or not isinstance(found[0], Run)
-    looks = [look for _, look in findings.snapshots(_runs(found), _say)]
+    looks = [look for _, look in findings.snapshots(_runs(found), say)]
     if args.json:
         values = [to_json(look) for look in looks]
         print(json.dumps(values if several or not values else values[0]))
     else:
         _print("\n\n".join(map(plain, looks)))
     return findings.status(each for look in looks for each in look.findings) if args.exit_code else 0
-
-
-def _say(run: Run, text: str) -> None:
-    print(f"{run.id}: {text}", file=sys.stderr)
 
 
 def _runs(found: Sequence[Run | Sweep]) -> list[Run]:

@@ -73,9 +73,9 @@ def _promised(evidence: Evidence, usual: float, *, stepped: bool) -> tuple[str, 
 
 
 def dead_rank(evidence: Evidence) -> Iterator[Finding]:
-    """A rank that has said nothing for many of the others' summaries."""
+    """A rank that has said nothing for many of the others' summaries; other programs may have fewer that tell."""
     told = [pulse for pulse in evidence.pulses if len(pulse.times)]
-    if not evidence.live or len(told) < 2:
+    if not evidence.live or not evidence.trains or len(told) < 2:
         return
     yield from _never_told(evidence, told)
     newest = max(pulse.steps[-1] for pulse in told)

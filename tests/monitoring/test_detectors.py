@@ -194,6 +194,8 @@ def test_a_rank_that_never_said_a_word_is_named() -> None:
     (found,) = ranks.dead_rank(replace(given, snapshot=replace(given.snapshot, attempts=(attempt,))))
     assert (found.rank, found.node) == (1, "a") and "never" in found.title
     assert not list(ranks.dead_rank(given))  # nobody said how many there are
+    other = replace(given, snapshot=replace(given.snapshot, attempts=(attempt,)), config={"job": {"_target_": "x"}})
+    assert not list(ranks.dead_rank(other))  # of another program nobody knows which ranks tell anything
 
 
 def test_a_start_is_given_time_and_a_run_that_waits_for_nodes_does_not_stall() -> None:
