@@ -61,10 +61,11 @@ def write(path: Path, content: bytes) -> None:
 
 
 def _run(run: Run) -> str:
+    from hpc.departed import Departed
     from hpc.queue import states
     from monitoring.report.run import report
 
-    return report(run.folder, states([run]).get(run.folder))
+    return report(run.folder, states([run], departed=Departed()).get(run.folder))
 
 
 def _sweep(found: Sweep, args: argparse.Namespace) -> str:

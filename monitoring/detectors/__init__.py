@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from monitoring.detectors import curve, experts, hardware, ranks, run
+from monitoring.detectors import curve, experts, gone, hardware, ranks, run
 from monitoring.evidence import Evidence
 from monitoring.findings import Finding, ordered
 
@@ -26,6 +26,7 @@ DETECTORS: tuple[Detector, ...] = (
     hardware.hot_gpu,
     hardware.memory_growth,
     hardware.disk_nearly_full,
+    gone.gone,
     run.held,
     run.low_goodput,
     run.requeue_storm,
