@@ -78,7 +78,7 @@ class RankFile:
     """
 
     def __init__(self, path: Path, only: Collection[str] | None = None) -> None:
-        self.tail = RecordTail(path)
+        self.tail = RecordTail(path, kinds=("rank", "dropped"))
         self.columns = Columns(only=only)
         self.dropped = 0  # records that the rank could not write
 
