@@ -12,13 +12,14 @@ import orjson
 
 from monitoring import layout
 
-LONGEST = 120.0  # seconds between two samples beyond which nothing is said of the time between
+LONGEST = 300.0  # seconds between two records beyond which nothing is said of the time between
 
 
 def kwh(samples: Iterable[Sequence[Mapping[str, Any]]]) -> float | None:
     """Kilowatt-hours of all ranks together; None where none told of any power.
 
-    By the driver's counter where two samples of a rank have it and it grew; else by power times time.
+    By the driver's counter where two records of a rank have it and it grew; else by power times time: that of a record
+    is the mean of the time before it.
 
     Args:
         samples: of each rank its device records, in order.
@@ -30,7 +31,7 @@ def kwh(samples: Iterable[Sequence[Mapping[str, Any]]]) -> float | None:
             if not 0 < seconds <= LONGEST:
                 continue
             counted = _number(two, "energy_j") - _number(one, "energy_j")
-            power = (_number(one, "power_w") + _number(two, "power_w")) / 2
+            power = _number(two, "power_w")
             if counted > 0:
                 joules, known = joules + counted, True
             elif power == power:

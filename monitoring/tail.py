@@ -102,8 +102,8 @@ class RecordTail(_Growing):
 
     Args:
         begin: read a file that is already there only from so many bytes before its end; None: all of it.
-        kinds: of records that are wanted, beside headers; None: all. Where few lines name one of them the others are not
-            parsed, nor counted as bad if they are damaged.
+        kinds: of records that are wanted, beside headers; None: all. Where few lines name one of them, the others
+            are not parsed, nor counted as bad if they are damaged.
     """
 
     def __init__(self, path: Path, begin: int | None = None, kinds: Collection[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitoring import layout
-from monitoring.devices import Gpu, Sampler
+from monitoring.devices import Gpu, Sampler, summary
 from monitoring.energy import co2_kg, kwh, of_run
 from monitoring.recorder import Recorder
 from monitoring.tail import RecordTail
@@ -94,6 +95,36 @@ def test_what_a_card_tells_and_what_it_does_not(nvml: ModuleType) -> None:
         "energy_j": 7200.0,
         "throttled": 1.0,
     }
+
+
+def test_a_record_says_of_its_samples_what_matters() -> None:
+    samples = [
+        {"gpu_util": 0.8, "temperature_c": 61, "throttled": 1.0, "energy_j": 123456789.3, "gpu_memory_gib": 30.123456},
+        {"gpu_util": 1.0, "temperature_c": 88, "throttled": 0.0, "energy_j": 123459789.3, "gpu_memory_gib": 31.0},
+        {"gpu_util": 0.9, "temperature_c": 70, "throttled": 0.0, "energy_j": 123462789.9, "xid": 79},
+        {"power_w": 298.54321, "host_memory_total_gib": 503.25},
+    ]
+    assert summary(samples) == {
+        **{"gpu_util": 0.9, "temperature_c": 88.0, "throttled": 0.3333, "energy_j": 123462790.0},
+        **{"gpu_memory_gib": 31.0, "xid": 79.0, "power_w": 298.5, "host_memory_total_gib": 503.2},
+    }
+    assert summary([{}]) == {}
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (3, [1, 1, 1]), (4, [1, 1, 2]), (13, [1, 1, 2, 6, 3])])
+def test_a_run_begins_with_short_records_and_its_last_samples_are_recorded(count: int, sizes: list[int]) -> None:
+    made: list[int] = []
+    numbers = itertools.count(1)
+    sampler = Sampler(lambda **fields: made.append(int(fields["energy_j"])), every=0.0)
+
+    def source() -> dict[str, float]:
+        if (number := next(numbers)) == count:
+            sampler._left.set()
+        return {"energy_j": float(number)}
+
+    sampler._sources[:] = [source]
+    sampler._work()
+    assert made == list(itertools.accumulate(sizes))
 
 
 def samples(power: float, count: int, every: float = 10.0, **more: float) -> list[dict[str, float]]:

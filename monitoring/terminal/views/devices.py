@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 from rich.text import Text
 
-from monitoring import layout
+from monitoring.latest import Latest
 from monitoring.recorder import metric
 from monitoring.snapshot import Snapshot
-from monitoring.tail import RecordTail
 from monitoring.terminal.screen import DIM
 from monitoring.terminal.scroll import Scroll
 from monitoring.terminal.view import Key, Opens, RunView, empty
@@ -18,8 +17,7 @@ from monitoring.terminal.watched import Watched
 from monitoring.text import clean
 from monitoring.words import duration, figure
 
-TAIL = 1 << 16  # bytes of each rank's records in which its newest device record is looked for
-OLD = 60.0  # seconds after which a record's age is pointed out
+OLD = 150.0  # seconds after which a record's age is pointed out: one a minute is usual
 HOT = 85.0  # degrees Celsius
 NODE = 14  # columns
 
@@ -66,25 +64,13 @@ class Devices(RunView):
     def __init__(self, watched: Watched) -> None:
         super().__init__(watched)
         self._scroll = Scroll()
-        self._attempt: int | None = None
-        self._tails: dict[int, RecordTail] = {}
+        self._latest = Latest(watched.folder, ("device",))
         self._newest: dict[int, tuple[float, dict[str, float]]] = {}  # by rank: unix time, metrics
 
     def gather(self) -> None:
         super().gather()
-        snapshot = self.watched.snapshot
-        if snapshot is None or not snapshot.attempts:
-            return
-        number = snapshot.attempts[-1].number
-        if number != self._attempt:
-            self._attempt, self._tails, self._newest = number, {}, {}
-        folder = layout.attempt_folder(self.watched.folder, number)
-        for rank in layout.recorded_ranks(folder):
-            tail = self._tails.setdefault(rank, RecordTail(layout.rank_records(folder, rank), begin=TAIL))
-            for found in tail.read():
-                for record in found.items:
-                    if record["kind"] == "device":
-                        self._newest[rank] = (record["t"], _metrics(record))
+        records = {rank: found["device"] for rank, found in self._latest.read().items() if "device" in found}
+        self._newest = {rank: (record["t"], _metrics(record)) for rank, record in records.items()}
 
     def body(self, snapshot: Snapshot, width: int, height: int, *, unicode: bool) -> list[Text]:
         if not self._newest:
@@ -151,7 +137,8 @@ def _cell(column: Column, record: Mapping[str, float]) -> str:
 
 def _trouble(record: Mapping[str, float]) -> Text:
     """What is wrong with a GPU, in words."""
-    said = ["throttled"] if record.get("throttled") else []
+    share = record.get("throttled", 0.0)
+    said = ["throttled" if share == 1 else f"throttled {share:.0%} of the time"] if share else []
     said += [f"{record['ecc_errors']:.0f} ECC errors"] if record.get("ecc_errors") else []
     said += [f"Xid {record['xid']:.0f}"] if record.get("xid") else []
     return Text("  " + ", ".join(said), "bold red") if said else Text()
