@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitoring import layout
+from monitoring.columns import Samples
 from monitoring.devices import Gpu, Sampler, summary
 from monitoring.energy import co2_kg, kwh, of_run
 from monitoring.recorder import Recorder
@@ -127,13 +128,19 @@ def test_a_run_begins_with_short_records_and_its_last_samples_are_recorded(count
     assert made == list(itertools.accumulate(sizes))
 
 
-def samples(power: float, count: int, every: float = 10.0, **more: float) -> list[dict[str, float]]:
-    return [{"t": 1000 + every * n, "power_w": power, **more} for n in range(count)]
+def samples(power: float, count: int, every: float = 10.0) -> list[dict[str, float]]:
+    return [{"t": 1000 + every * n, "power_w": power} for n in range(count)]
+
+
+def of(records: list[dict[str, float]]) -> Samples:
+    found = Samples()
+    found.extend(records)
+    return found
 
 
 def test_energy_is_power_times_time_of_all_ranks() -> None:
-    assert kwh([samples(300, 361), samples(100, 361)]) == pytest.approx(0.4)
-    assert kwh([[{"t": 1.0, "cpu_cores": 2.0}]]) is None
+    assert kwh([of(samples(300, 361)), of(samples(100, 361))]) == pytest.approx(0.4)
+    assert kwh([of([{"t": 1.0, "cpu_cores": 2.0}])]) is None
     assert co2_kg(100.0, 380.0) == pytest.approx(38.0)
 
 
@@ -152,10 +159,10 @@ def test_energy_of_a_run_is_that_of_all_its_attempts(tmp_path: Path) -> None:
 
 def test_the_drivers_own_counter_wins_and_gaps_are_left_out() -> None:
     counted = [{"t": 10.0 * n, "power_w": 1.0, "energy_j": 3600.0 * n} for n in range(11)]
-    assert kwh([counted]) == pytest.approx(0.01)
-    assert kwh([samples(300, 3, every=500.0)]) is None
+    assert kwh([of(counted)]) == pytest.approx(0.01)
+    assert kwh([of(samples(300, 3, every=500.0))]) is None
 
 
 @given(st.lists(st.fixed_dictionaries({"t": st.floats(0, 1e6), "power_w": st.floats(0, 1e3)}), max_size=20))
 def test_energy_is_never_negative(records: list[dict[str, float]]) -> None:
-    assert (kwh([records]) or 0.0) >= 0.0
+    assert (kwh([of(records)]) or 0.0) >= 0.0
