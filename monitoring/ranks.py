@@ -246,7 +246,7 @@ def straggling(findings: Iterable[Finding]) -> str | None:
 
 
 def _joined(shown: str, parts: list[tuple[int, _Part]], newest: Attempt | None) -> RankTimes:
-    size = _world_size(newest) if newest else 0
+    size = world_size(newest) if newest else 0
     ranks = sorted({*range(size), *(rank for _, part in parts for rank in part.seconds)})
     found = np.full((len(ranks), sum(len(part.steps) for _, part in parts)), np.nan)
     row, begin = {rank: i for i, rank in enumerate(ranks)}, 0
@@ -259,7 +259,7 @@ def _joined(shown: str, parts: list[tuple[int, _Part]], newest: Attempt | None) 
     return RankTimes(
         steps=np.concatenate([nothing, *(part.steps for _, part in parts)]),
         ranks=tuple(ranks),
-        nodes=tuple(_node(newest, rank) for rank in ranks),
+        nodes=tuple(node_of(newest, rank) for rank in ranks),
         seconds=found,
         attempts=np.concatenate([nothing, *(np.full(len(part.steps), number) for number, part in parts)]),
         part=shown,
@@ -267,16 +267,17 @@ def _joined(shown: str, parts: list[tuple[int, _Part]], newest: Attempt | None) 
     )
 
 
-def _world_size(attempt: Attempt) -> int:
+def world_size(attempt: Attempt) -> int:
+    """How many ranks an attempt has; 0 where nobody said it."""
     return attempt.info.get("world_size") or attempt.header.get("world_size") or 0
 
 
-def _node(attempt: Attempt | None, rank: int) -> str:
+def node_of(attempt: Attempt | None, rank: int) -> str:
     """Where a rank runs: each node has as many ranks as the others, and they are counted node by node."""
     nodes = attempt.info.get("nodes") if attempt else None
     if attempt is None or not nodes:
         return ""
-    each = _world_size(attempt) // len(nodes)
+    each = world_size(attempt) // len(nodes)
     return nodes[rank // each] if each and rank // each < len(nodes) else ""
 
 
