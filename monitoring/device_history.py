@@ -19,19 +19,21 @@ from monitoring.ranks import DeviceFile, from_table, node_of, world_size
 from monitoring.tail import RecordTail
 from monitoring.time_bins import TimeBins
 
-# The metrics of which there is a history (monitoring/devices.py says what they are), and how they are called.
+# The metrics of which there is a history (monitoring/devices.py says what they are): how they are called, their unit.
 METRICS = {
-    "gpu_util": "GPU use",
-    "power_w": "power",
-    "gpu_memory_gib": "GPU memory",
-    "temperature_c": "temperature",
-    "clock_mhz": "clock",
-    "throttled": "throttled",
-    "cpu_cores": "CPU cores",
-    "memory_gib": "memory",
-    "host_cpu_util": "node's CPU",
-    "host_memory_gib": "node's memory",
+    "gpu_util": ("GPU use", "%"),
+    "power_w": ("power", "W"),
+    "gpu_memory_gib": ("GPU memory", "GiB"),
+    "temperature_c": ("temperature", "C"),
+    "clock_mhz": ("clock", "MHz"),
+    "throttled": ("throttled", "%"),
+    "cpu_cores": ("CPU cores", ""),
+    "memory_gib": ("memory", "GiB"),
+    "host_cpu_util": ("node's CPU", "%"),
+    "host_memory_gib": ("node's memory", "GiB"),
 }
+PEAKS = {"temperature_c", "gpu_memory_gib", "memory_gib", "host_memory_gib"}  # of these the highest is what hurts
+BY_NODE = {"host_cpu_util", "host_memory_gib"}  # told by one rank of each node
 WIDTH = 64.0  # seconds of a bin: a little more than a record is of, so that none is empty while a rank records
 MOST = 1024  # bins
 ODD = 86400.0  # seconds before an attempt, or after now, that no clock of a node is wrong by without being nonsense
@@ -53,6 +55,16 @@ class DeviceTimes:
     newest: np.ndarray  # (R,) the last value that each rank recorded
     average: np.ndarray  # (R,) of all records
     peak: np.ndarray  # (R,) the highest of all records
+
+    @property
+    def values(self) -> np.ndarray:
+        """(R, B): the highest of a bin where that is what hurts, else the mean."""
+        return self.highest if self.metric in PEAKS else self.mean
+
+    def told(self) -> list[int]:
+        """The rows to show: of what one rank of each node tells, those of these ranks, else all."""
+        rows = np.arange(len(self.ranks)) if self.metric not in BY_NODE else np.flatnonzero(~np.isnan(self.average))
+        return rows.tolist()
 
 
 class _Replaced(Exception):
