@@ -158,6 +158,39 @@ def test_a_newer_protocol_is_seen_by_who_begins_in_the_middle(tmp_path: Path) ->
     assert 0 < len(take(RecordTail(path, begin=1 << 12))) < 2000
 
 
+KINDS = ("step", "rank", "device", "header", "dropped", "event")
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(KINDS), st.sampled_from(["", '"kind":"rank"', '{"kind":"device"}'])), max_size=40
+    ),
+    st.lists(st.sampled_from(KINDS), max_size=3),
+    st.lists(st.integers(0, 3000), max_size=4),
+    st.lists(
+        st.sampled_from([b"\0\0", b"{torn", b"\n", b'{"kind":"rank"}\n', b'{"seq":1,"t":1,"kind":"rank","a":}\n'])
+    ),
+)
+def test_of_some_kinds_as_many_records_are_read_as_of_all(
+    tmp_path_factory: pytest.TempPathFactory,
+    made: list[tuple[str, str]],
+    kinds: list[str],
+    cuts: list[int],
+    damage: list[bytes],
+) -> None:
+    path = tmp_path_factory.mktemp("records") / "rank-0.jsonl"
+    whole = [orjson.dumps({"seq": n, "t": 1.0, "kind": kind, "said": said}) for n, (kind, said) in enumerate(made)]
+    data = b"".join(line + b"\n" + (damage[n] if n < len(damage) else b"") for n, line in enumerate(whole))
+    every, some = RecordTail(path), RecordTail(path, kinds=kinds)
+    found: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    for end in (*sorted(cuts), len(data)):
+        path.write_bytes(data[:end])
+        for tail, records in zip((every, some), found, strict=True):
+            records += take(tail)
+    assert found[1] == [record for record in found[0] if record["kind"] in {"header", *kinds}]
+    assert some.bad <= every.bad
+
+
 def test_the_newest_records_of_a_kind_are_found_behind_a_day_of_others(tmp_path: Path) -> None:
     path, spoken = rank_records(tmp_path, 0), lines(200)
     sample = {"gpu_util": 0.0, "power_w": 402.123, "energy_j": 123456789.123, "host_memory_gib": 120.123456}
