@@ -20,6 +20,7 @@ BLOCK = 50  # steps whose median loss is one point of a trend
 WORSE = 0.05  # share of the loss by which a divergence is at least worse than the best
 FLAT_SHARE = 0.25  # the last part of a run in which a plateau has gained nothing
 FLAT_STEPS = 2000  # of which it has at least so many
+FLAT_BLOCKS = 8  # and points of its trend, where few steps are recorded
 OUT_OF_LINE = 6.0  # robust standard deviations from the line through its neighbours
 EVALUATIONS = 8  # evaluations at least, to have a line
 
@@ -101,7 +102,7 @@ def plateau(evidence: Evidence) -> Iterator[Finding]:
     steps, medians = _blocks(loss)
     if len(medians) < 2:
         return
-    tail = max(int(len(medians) * FLAT_SHARE), FLAT_STEPS // int(steps[1] - steps[0]))
+    tail = max(int(len(medians) * FLAT_SHARE), FLAT_STEPS // int(steps[1] - steps[0]), FLAT_BLOCKS)
     if len(medians) < 2 * tail or not len(rate.values) or rate.values[-1] < 0.1 * np.nanmax(rate.values):
         return
     late = medians[-tail:]
