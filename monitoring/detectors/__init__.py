@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from monitoring.detectors import curve, experts, hardware, ranks, run
+from monitoring.detectors import curve, evaluations, experts, hardware, ranks, run
 from monitoring.evidence import Evidence
 from monitoring.findings import Finding, Severity, ordered
 
@@ -17,7 +17,8 @@ DETECTORS: tuple[Detector, ...] = (
     curve.spike,
     curve.divergence,
     curve.plateau,
-    curve.evaluation_out_of_line,
+    evaluations.evaluation_out_of_line,
+    evaluations.not_finite,
     ranks.stall,
     ranks.dead_rank,
     ranks.straggler,

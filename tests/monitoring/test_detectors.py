@@ -121,15 +121,6 @@ def test_a_fault_in_one_detector_hides_nothing_that_others_find(monkeypatch: pyt
     assert found[-1].severity is Severity.info and "expected non-empty" in found[-1].evidence
 
 
-def test_an_evaluation_that_falls_out_of_line_is_told() -> None:
-    values = 3 * np.arange(1, 31.0) ** -0.1
-    series = {"validation_loss": Series(np.arange(1, 31) * 100, values)}
-    assert not list(curve.evaluation_out_of_line(evidence({}, late=0).__class__(evidence({}).snapshot, series=series)))
-    series = {"validation_loss": Series(series["validation_loss"].steps, np.append(values[:-1], values[-1] + 0.4))}
-    (found,) = curve.evaluation_out_of_line(Evidence(evidence({}).snapshot, series=series))
-    assert "3,000" in found.title and "above" in found.evidence
-
-
 # -- ranks -------------------------------------------------------------------------------------------------------
 
 
