@@ -6,7 +6,7 @@ import getpass
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,30 @@ ACTED_ON = ("stall", "dead_rank", "held")
 EXITS = {"warning": 3, "critical": 4}  # 1 and 2 are failures and mistakes
 
 
-def snapshots(found: Sequence[Run], say: Callable[[Run, str], None]) -> list[tuple[Run, Snapshot]]:
+@dataclass(frozen=True)
+class Judged:
+    """Runs as they are now, with what is to be said of them."""
+
+    looks: list[tuple[Run, Snapshot]]
+    failed: int  # runs of which nobody knows how they are
+
+    def status(self, *, of_findings: bool) -> int:
+        """The exit status: 1 where something could not be judged, which must not look healthy to who sees no more.
+
+        Args:
+            of_findings: whether it says how bad the worst of the findings is.
+        """
+        from monitoring.detectors import UNJUDGED
+        from monitoring.findings import worst
+
+        found = [each for _, look in self.looks for each in look.findings]
+        highest = worst(found) if of_findings else None
+        if highest is not None and highest.value in EXITS:
+            return EXITS[highest.value]
+        return int(self.failed > 0 or any(each.kind == UNJUDGED and not each.silenced for each in found))
+
+
+def judge(found: Sequence[Run], say: Callable[[Run, str], None]) -> Judged:
     """Each run as it is now, judged; Slurm is asked once for all.
 
     A folder that is no run any more is left out. So is one that cannot be read, of which something is said: it must
@@ -41,7 +64,7 @@ def snapshots(found: Sequence[Run], say: Callable[[Run, str], None]) -> list[tup
     from monitoring.findings import silenced
     from monitoring.reader import Reader
 
-    jobs, read, asked = states(found, departed=Departed()), [], {}
+    jobs, read, asked, failed = states(found, departed=Departed()), [], {}, 0
     for run in found:
         try:
             snapshot = Reader(run.folder).read(jobs.get(run.folder))
@@ -53,7 +76,8 @@ def snapshots(found: Sequence[Run], say: Callable[[Run, str], None]) -> list[tup
             continue
         except Exception as error:
             say(run, f"cannot be judged: {type(error).__name__}: {error}")
-    return read
+            failed += 1
+    return Judged(read, failed)
 
 
 def of_quotas(run: Run, asked: dict[tuple[str, int], str], now: float) -> Iterator[Finding]:
@@ -79,14 +103,6 @@ def of_quotas(run: Run, asked: dict[tuple[str, int], str], now: float) -> Iterat
                 about=f"{use.filesystem}:{use.what}",
                 do="hpc gc lists what may go; or ask the site for more",
             )
-
-
-def status(found: Iterable[Finding]) -> int:
-    """The exit status that says how bad the worst of them is."""
-    from monitoring.findings import worst
-
-    highest = worst(found)
-    return 0 if highest is None else EXITS.get(highest.value, 0)
 
 
 def silence(run: Run, key: str, *, until: float | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from monitoring import fields, layout
-from monitoring.history import History, Series
+from monitoring.history import Attempt, History, Series
 from monitoring.recorder import metric
 from monitoring.snapshot import ExpertLoad, Snapshot
 from monitoring.tail import RecordTail, newest
@@ -64,6 +64,7 @@ class Evidence:
     events: Sequence[Mapping[str, Any]] = ()  # of the newest attempt
     began: float | None = None  # when the newest attempt did
     pulses: Sequence[Pulse] = ()  # of the newest attempt
+    unreadable: Collection[int] = ()  # its ranks whose records cannot be read here: what they say nobody knows
     loads: Mapping[int, Sequence[ExpertLoad]] = field(default_factory=dict)  # layer -> the newest, oldest first
     disk: Disk | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -128,10 +129,17 @@ class Gathering:
             events=tuple(live.events) if live else (),
             began=snapshot.attempts[-1].began if snapshot.attempts else None,
             pulses=tuple(self._pulse(rank, nodes.get(rank, "")) for rank in sorted(self._tails)),
+            unreadable=frozenset(rank for rank, tail in self._sources(live) if tail.error or tail.newer),
             loads={layer: tuple(found) for layer, found in self._loads.items()},
             disk=_disk(self.run),
             config=config,
         )
+
+    def _sources(self, live: Attempt | None) -> Iterator[tuple[int, RecordTail]]:
+        """What is read of each rank; of rank 0 the curve is read by itself."""
+        yield from self._tails.items()
+        if live is not None:
+            yield 0, live.tail
 
     def _read(self, attempt: Path | None) -> None:
         if attempt != self._attempt:

@@ -13,6 +13,7 @@ from hpc.errors import Refused
 from hpc.slurm import SlurmError
 
 if TYPE_CHECKING:
+    from hpc.findings import Judged
     from hpc.runs import Run
     from monitoring.findings import Finding
 
@@ -29,7 +30,11 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("run", nargs="*", help="ids or their beginnings, names, folders, or last; all that have not ended if left out")
     add("--json", action="store_true", help="a list of findings, each with its run")
-    add("--exit-code", action="store_true", help="status 3 if there is a warning, 4 if something is critical")
+    add(
+        "--exit-code",
+        action="store_true",
+        help="status 3 if there is a warning, 4 if something is critical; 1 if a run cannot be judged",
+    )
     add("--notify", action="store_true", help="send what is new to notify.webhook and notify.mail of the run")
     add("--act", action="store_true", help="put a stalled job back into the queue")
     which = parser.add_mutually_exclusive_group()
@@ -50,20 +55,21 @@ def main(argv: list[str]) -> int:
         return _silence(named, args)
     if args.span is not None:
         raise Refused("--for goes with --silence KEY")
-    found = [(run, finding) for run, finding in _all(named or findings.runs_to_look_at(runs.root()), args)]
+    judged = findings.judge(named or findings.runs_to_look_at(runs.root()), say)
+    _follow_up(judged, args)
+    found = [(run, finding) for run, look in judged.looks for finding in look.findings]
     if args.json:
         print(json.dumps([{"run": run.id, "name": run.name, **finding.to_json()} for run, finding in found]))
-    else:
+    elif found or not judged.failed:
         _print(found)
-    return findings.status(finding for _, finding in found) if args.exit_code else 0
+    return judged.status(of_findings=args.exit_code)
 
 
-def _all(chosen: list[Run], args: argparse.Namespace) -> list[tuple[Run, Finding]]:
+def _follow_up(judged: Judged, args: argparse.Namespace) -> None:
+    """Tell and act, where that was asked for."""
     from hpc import findings
 
-    found = []
-    for run, snapshot in findings.snapshots(chosen, say):
-        found += [(run, finding) for finding in snapshot.findings]
+    for run, snapshot in judged.looks:
         try:
             if args.notify:
                 findings.tell(run, snapshot.findings, lambda text, run=run: say(run, text))
@@ -71,7 +77,6 @@ def _all(chosen: list[Run], args: argparse.Namespace) -> list[tuple[Run, Finding
                 say(run, done)
         except (Refused, SlurmError, OSError) as error:  # the others' turn comes all the same
             say(run, str(error))
-    return found
 
 
 def say(run: Run, text: str) -> None:

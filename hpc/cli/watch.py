@@ -101,13 +101,14 @@ def _once(found: Sequence[Run | Sweep], args: argparse.Namespace) -> int:
     from monitoring.terminal.plain import plain, to_json
 
     several = len(found) > 1 or not isinstance(found[0], Run)
-    looks = [look for _, look in findings.snapshots(_runs(found), say)]
+    judged = findings.judge(_runs(found), say)
+    looks = [look for _, look in judged.looks]
     if args.json:
         values = [to_json(look) for look in looks]
         print(json.dumps(values if several or not values else values[0]))
     else:
         _print("\n\n".join(map(plain, looks)))
-    return findings.status(each for look in looks for each in look.findings) if args.exit_code else 0
+    return judged.status(of_findings=args.exit_code)
 
 
 def _runs(found: Sequence[Run | Sweep]) -> list[Run]:

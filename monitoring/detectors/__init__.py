@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from monitoring.detectors import curve, experts, gone, hardware, ranks, run
+from monitoring.detectors import curve, evaluations, experts, gone, hardware, ranks, run
 from monitoring.evidence import Evidence
-from monitoring.findings import Finding, ordered
+from monitoring.findings import Finding, Severity, ordered
 
 Detector = Callable[[Evidence], Iterator[Finding]]
+
+UNJUDGED = "unjudged"  # the finding that a detector failed
 
 DETECTORS: tuple[Detector, ...] = (
     curve.not_finite,
     curve.spike,
     curve.divergence,
     curve.plateau,
-    curve.evaluation_out_of_line,
+    evaluations.evaluation_out_of_line,
+    evaluations.not_finite,
     ranks.stall,
     ranks.dead_rank,
     ranks.straggler,
@@ -36,4 +39,21 @@ DETECTORS: tuple[Detector, ...] = (
 
 def detect(evidence: Evidence) -> list[Finding]:
     """All findings, the worst first."""
-    return ordered(finding for detector in DETECTORS for finding in detector(evidence))
+    return ordered(finding for detector in DETECTORS for finding in _guarded(detector, evidence))
+
+
+def _guarded(detector: Detector, evidence: Evidence) -> Iterator[Finding]:
+    """What a detector finds; a fault of its own must not hide what the others do, and is told."""
+    try:
+        yield from detector(evidence)
+    except Exception as error:
+        name = detector.__name__
+        yield Finding(
+            UNJUDGED,
+            Severity.info,
+            f"{name} could not be judged",
+            f"{type(error).__name__}: {error}; all else is judged",
+            since=evidence.now,
+            about=name,
+            do="tell those who look after hpc here, with the run's folder",
+        )

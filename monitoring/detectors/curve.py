@@ -20,8 +20,7 @@ BLOCK = 50  # steps whose median loss is one point of a trend
 WORSE = 0.05  # share of the loss by which a divergence is at least worse than the best
 FLAT_SHARE = 0.25  # the last part of a run in which a plateau has gained nothing
 FLAT_STEPS = 2000  # of which it has at least so many
-OUT_OF_LINE = 6.0  # robust standard deviations from the line through its neighbours
-EVALUATIONS = 8  # evaluations at least, to have a line
+FLAT_BLOCKS = 8  # and points of its trend, where few steps are recorded
 
 
 def not_finite(evidence: Evidence) -> Iterator[Finding]:
@@ -101,7 +100,7 @@ def plateau(evidence: Evidence) -> Iterator[Finding]:
     steps, medians = _blocks(loss)
     if len(medians) < 2:
         return
-    tail = max(int(len(medians) * FLAT_SHARE), FLAT_STEPS // int(steps[1] - steps[0]))
+    tail = max(int(len(medians) * FLAT_SHARE), FLAT_STEPS // int(steps[1] - steps[0]), FLAT_BLOCKS)
     if len(medians) < 2 * tail or not len(rate.values) or rate.values[-1] < 0.1 * np.nanmax(rate.values):
         return
     late = medians[-tail:]
@@ -117,33 +116,6 @@ def plateau(evidence: Evidence) -> Iterator[Finding]:
             since=evidence.when(steps[-tail]),
             do="compare with a run of another optim.lr: hpc watch RUN OTHER",
         )
-
-
-def evaluation_out_of_line(evidence: Evidence) -> Iterator[Finding]:
-    """An evaluation that does not fit those around it: often a damaged checkpoint or another data set."""
-    for name, series in evidence.series.items():
-        if not name.startswith("validation_loss"):
-            continue
-        found = _finite(series)
-        if len(found.steps) < EVALUATIONS:
-            continue
-        row = len(found.steps) - 1
-        line = found.values[row - EVALUATIONS + 1 : row]
-        expected = 2 * np.median(line[-2:]) - np.median(line[-4:-2])
-        _, scale = _usual(np.diff(line))
-        scale = max(scale, 0.005 * abs(float(np.median(line))))
-        away = float(found.values[row] - expected) / scale
-        if abs(away) > OUT_OF_LINE:
-            yield Finding(
-                "evaluation_out_of_line",
-                Severity.warning,
-                f"{name} {found.values[row]:.4g} at step {found.steps[row]:,} is out of line",
-                f"{abs(away):.0f} robust standard deviations {'above' if away > 0 else 'below'} "
-                f"the {expected:.4g} that the evaluations before it lead to",
-                since=evidence.when(found.steps[row]),
-                about=name.removeprefix("validation_loss").strip("/"),
-                do="evaluate the checkpoint once more: hpc evaluate RUN --again, and compare the data's fingerprints",
-            )
 
 
 def _finite(series: Series) -> Series:

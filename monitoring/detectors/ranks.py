@@ -38,6 +38,8 @@ def stall(evidence: Evidence) -> Iterator[Finding]:
     """
     if not evidence.live or not evidence.trains or evidence.watch("hang_factor") <= 0:
         return
+    if 0 in evidence.unreadable:  # it may say a lot
+        return
     began = evidence.began or evidence.now
     times = evidence.times[evidence.times >= began][-64:]
     heard = [float(event["t"]) for event in evidence.events] + list(times[-1:]) + [began]
@@ -74,7 +76,7 @@ def _promised(evidence: Evidence, usual: float, *, stepped: bool) -> tuple[str, 
 
 def dead_rank(evidence: Evidence) -> Iterator[Finding]:
     """A rank that has said nothing for many of the others' summaries; other programs may have fewer that tell."""
-    told = [pulse for pulse in evidence.pulses if len(pulse.times)]
+    told = [pulse for pulse in evidence.pulses if len(pulse.times) and pulse.rank not in evidence.unreadable]
     if not evidence.live or not evidence.trains or len(told) < 2:
         return
     yield from _never_told(evidence, told)
@@ -100,7 +102,7 @@ def _never_told(evidence: Evidence, told: list[Pulse]) -> Iterator[Finding]:
     """Ranks that the attempt has, and that did not say a word while most of the others did."""
     attempt = evidence.snapshot.attempts[-1]
     size = attempt.world_size or 0
-    silent = sorted({*range(size)} - {pulse.rank for pulse in evidence.pulses})
+    silent = sorted({*range(size)} - {pulse.rank for pulse in evidence.pulses} - {*evidence.unreadable})
     if 2 * len(told) <= size or min(len(pulse.times) for pulse in told) < 5:
         return
     first = min(float(pulse.times[0]) for pulse in told)

@@ -129,7 +129,7 @@ def test_a_run_that_cannot_be_judged_keeps_nobody_from_hearing_of_others(
 
     monkeypatch.setattr(Reader, "read", odd)
     status, out, err = shown(capsys)
-    assert status == 0 and "nothing for" in out and f"{other.name}: cannot be judged: KeyError" in err
+    assert status == 1 and "nothing for" in out and f"{other.name}: cannot be judged: KeyError" in err
 
 
 def test_a_quota_that_is_nearly_used_up_is_told_and_can_be_silenced(
@@ -142,6 +142,28 @@ def test_a_quota_that_is_nearly_used_up_is_told_and_can_be_silenced(
     assert shown(capsys, "last", "--silence", "quota_nearly_full")[0] == 0
     found = {each["kind"]: each for each in json.loads(shown(capsys, "--json")[1])}
     assert found["quota_nearly_full"]["silenced"]
+
+
+def test_a_run_that_cannot_be_judged_does_not_look_healthy_to_cron(
+    stalled: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def odd(self: Reader, *given: Any) -> Snapshot:
+        raise KeyError("odd")
+
+    monkeypatch.setattr(Reader, "read", odd)
+    for words in (["findings"], ["findings", "--json"], ["watch", "--once"]):
+        assert main([*words]) == main([*words, "--exit-code"]) == 1
+        assert "nothing found" not in capsys.readouterr().out
+
+
+def test_a_detector_that_failed_does_not_look_healthy_to_cron(
+    stalled: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("monitoring.detectors.DETECTORS", (lambda evidence: iter([1 / 0]),))
+    assert [main(["findings", *more]) for more in ([], ["--exit-code"])] == [1, 1]
+    assert "could not be judged" in capsys.readouterr().out
+    findings.silence(stalled, "unjudged", until=None)
+    assert main(["findings", "--exit-code"]) == 0
 
 
 @pytest.mark.parametrize(

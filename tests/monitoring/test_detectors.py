@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,13 +99,26 @@ def test_a_loss_that_gains_nothing_is_a_plateau_and_one_at_the_end_of_its_schedu
     assert not list(curve.plateau(evidence({**whole, "lr": np.linspace(3e-4, 0, 12000)})))
 
 
-def test_an_evaluation_that_falls_out_of_line_is_told() -> None:
-    values = 3 * np.arange(1, 31.0) ** -0.1
-    series = {"validation_loss": Series(np.arange(1, 31) * 100, values)}
-    assert not list(curve.evaluation_out_of_line(evidence({}, late=0).__class__(evidence({}).snapshot, series=series)))
-    series = {"validation_loss": Series(series["validation_loss"].steps, np.append(values[:-1], values[-1] + 0.4))}
-    (found,) = curve.evaluation_out_of_line(Evidence(evidence({}).snapshot, series=series))
-    assert "3,000" in found.title and "above" in found.evidence
+@pytest.mark.parametrize("every", [1, 10, 41, 100])
+@pytest.mark.parametrize("count", [210, 260, 310, 1000])
+def test_runs_of_which_few_steps_are_recorded_can_be_judged(every: int, count: int) -> None:
+    steps = np.arange(1, count + 1) * every
+    falling, flat = 3 + 5 / (1 + steps / 1000), 3 + 0.01 * np.sin(steps)
+    for values, plateau in ((falling, False), (flat, count * every >= 8000 and count >= 900)):
+        series = {"loss": Series(steps, values), "lr": Series(steps, np.full(count, 3e-4))}
+        found = detect(Evidence(evidence({}).snapshot, steps=steps, times=BEGAN + steps, series=series))
+        assert kinds(found) == ({"plateau"} if plateau else set())
+
+
+def test_a_fault_in_one_detector_hides_nothing_that_others_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    def odd(given: Evidence) -> Iterator[Finding]:
+        yield Finding("first", Severity.warning, "x", "y", since=given.now)
+        raise TypeError("expected non-empty vector for x")
+
+    monkeypatch.setattr("monitoring.detectors.DETECTORS", (odd, curve.not_finite))
+    found = detect(evidence({"loss": np.array([2.0, math.nan])}))
+    assert [each.kind for each in found] == ["not_finite", "first", "unjudged"]
+    assert found[-1].severity is Severity.info and "expected non-empty" in found[-1].evidence
 
 
 # -- ranks -------------------------------------------------------------------------------------------------------
