@@ -26,7 +26,7 @@ class Found:
 Reader = Callable[[str], Found | None]
 """Takes the lines of one log in order, without escape sequences; a progress bar's every state is a line."""
 
-_NUMBER = r"[-+]?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+|nan|inf)"
+_NUMBER = r"[-+]?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+|(?i:nan|inf(?:inity)?)\b)"
 
 
 def readers(names: Sequence[str]) -> list[Reader]:

@@ -62,6 +62,21 @@ def test_megatron_lm_and_its_validation() -> None:
     assert second == Found(10, metrics={"validation_loss": 7.5, "validation_perplexity": 1800})
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number_any_more_is_told_as_such(loss: float) -> None:
+    line = f" iteration       10/     100 | lm loss: {loss:.6E} | loss scale: 1.0 | grad norm: {loss:.3f} |"
+    (found,) = told(["megatron"], line)
+    assert repr(found.metrics["loss"]) == repr(found.metrics["grad_norm"]) == repr(loss)
+    (found,) = told(["megatron"], f" validation loss at iteration 4 | lm loss value: {loss:.6E} | lm loss PPL: INF | ")
+    assert repr(found.metrics["validation_loss"]) == repr(loss)
+    assert found.metrics["validation_perplexity"] == math.inf
+
+
+def test_a_word_that_begins_like_a_number_is_none() -> None:
+    (found,) = told(["torchtitan"], "step: 3  loss: 2.5  state: information  kind: Nanotron")
+    assert found.metrics == {"loss": 2.5}
+
+
 def test_hugging_face_trainer_takes_the_step_from_the_bar_that_is_drawn_after_it() -> None:
     lines = (
         "Map: 100%|##########| 1000/1000 [00:00<00:00, 9.9kit/s]",
