@@ -339,7 +339,7 @@ class Recorder:
         self._thread.start()
         atexit.register(self.close)
 
-    def step(self, *, step: int, tokens: int, **metrics: float) -> None:
+    def step(self, /, *, step: int, tokens: int, **metrics: float) -> None:
         """One optimizer step; rank 0 only.
 
         Args:
@@ -348,11 +348,11 @@ class Recorder:
         """
         self._hand_over(self._records, "step", {"step": step, "tokens": tokens, **metrics})
 
-    def rank(self, *, step: int, step_s: float, **metrics: float) -> None:
+    def rank(self, /, *, step: int, step_s: float, **metrics: float) -> None:
         """A summary of this rank at ``step``; ``step_s`` is in seconds."""
         self._hand_over(self._records, "rank", {"step": step, "step_s": step_s, **metrics})
 
-    def device(self, **metrics: float) -> None:
+    def device(self, /, **metrics: float) -> None:
         """What this rank's GPU, process and node do; ``monitoring/devices.py`` names the metrics."""
         self._hand_over(self._records, "device", metrics)
 

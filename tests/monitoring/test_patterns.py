@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import monitoring
 from hpc import attempt, config
 from monitoring import layout, load, program
 from monitoring.follow import Follower
+from monitoring.history import History
 from monitoring.patterns import SHIPPED, Found, readers
 from monitoring.recorder import Recorder
 from monitoring.tail import LineTail
@@ -278,6 +283,46 @@ def test_a_program_records_by_two_lines(folder: Path) -> None:
     run(TWO_LINES, "3", RANK="0", WORLD_SIZE="2", **place)
     run(TWO_LINES, "4", RANK="1", WORLD_SIZE="2", **place)  # of which nothing is recorded
     assert recorded(folder) == [(3, 0.5)]
+
+
+class Refuses:
+    """As a tensor whose device has failed."""
+
+    def __float__(self) -> float:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    __int__ = __float__
+
+
+def test_nothing_that_a_program_hands_over_ends_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ((program.RUN, folder.parent.parent), (program.ATTEMPT, 0), ("RANK", 0)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(program, "_this", None)
+    bad: Any = Refuses()
+    monitoring.record(step=1, tokens=10, loss=0.5, a=bad, b=10**400, c="text", d=None, self=1.0)
+    monitoring.record(step=2, tokens=bad, loss=0.25)
+    monitoring.record(step=bad, loss=0.125)
+    program._leave()
+    history = History(folder.parent.parent)
+    history.refresh()
+    frame = history.frame()
+    assert (list(frame["step"]), list(frame["tokens"]), list(frame["loss"])) == ([1, 2], [10, 10], [0.5, 0.25])
+    assert set(frame) == {"step", "tokens", "attempt", "t", "loss", "self"}
+    assert history.problems() == ["attempt 0: 1 record could not be written"]
+
+
+def test_a_file_system_that_is_stale_at_the_first_record_costs_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in ((program.RUN, folder.parent.parent), (program.ATTEMPT, 0), ("RANK", 0)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(program, "_this", None)
+    monkeypatch.setattr(program, "PATIENCE", 0.1)
+    with monkeypatch.context() as stale:
+        stale.setattr(os, "stat", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ESTALE, "Stale file handle")))
+        monitoring.record(step=1, loss=0.5)
+    program._leave()
+    assert recorded(folder) == [(1, 0.5)]
 
 
 def test_outside_of_a_run_the_two_lines_do_nothing(tmp_path: Path) -> None:
