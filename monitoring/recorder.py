@@ -11,7 +11,8 @@ than 4096 bytes. It is compact, without spaces outside of strings: readers look 
 ``"kind":"device"`` and parse only the lines that have them. A line is written whole or is the file's torn last
 line, which a reader leaves alone until the newline is there. A batch of lines is one write(2). A line that cannot
 be parsed is skipped and counted; bytes up to the last NUL in a line are damage of the file system, what follows
-them is a line again. Empty lines mean nothing.
+them is a line again. Empty lines mean nothing. A write that failed is written again as a whole, whatever of it had
+landed: a record whose ``seq`` is not above the last one's is a copy, and is skipped.
 
 **Fields.** Every line has ``seq`` (counts up by 1 from 0 in its file, across all kinds), ``t`` (wall time
 when the record was made, unix seconds; a clock may jump, so order is by ``seq`` alone) and ``kind``:
