@@ -77,6 +77,18 @@ def test_a_loss_that_is_no_number_any_more_is_told_as_such(loss: float) -> None:
     assert found.metrics["validation_perplexity"] == math.inf
 
 
+def test_of_a_line_that_is_torn_and_the_one_right_behind_it_only_that_one_counts() -> None:
+    lines = [f" iteration {step}/ 100 | consumed samples: {step * 64} | lm loss: {step}.5E+00 |" for step in (3, 4)]
+    validation = " validation loss at iteration 2 on test set | lm loss value: 1.5E+00 | lm loss PPL: 4.5E+00 |"
+    metrics = {"consumed_samples": 256, "loss": 4.5}
+    for torn in (lines[0], validation):
+        for cut in range(len(torn)):
+            told_of = told(["megatron"], torn[:cut] + lines[1])
+            assert told_of == [Found(4, steps=100, metrics=metrics)], torn[:cut]
+    (found,) = told(["megatron"], lines[0][:40] + validation)
+    assert found == Found(2, metrics={"validation_loss": 1.5, "validation_perplexity": 4.5})
+
+
 def test_a_word_that_begins_like_a_number_is_none() -> None:
     (found,) = told(["torchtitan"], "step: 3  loss: 2.5  state: information  kind: Nanotron")
     assert found.metrics == {"loss": 2.5}
