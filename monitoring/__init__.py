@@ -34,8 +34,8 @@ def sql(run: Path | str | Frames, query: str) -> pd.DataFrame:
 def record(*, step: int, tokens: int | None = None, **metrics: Any) -> None:
     """Record a step of this program, which ``hpc submit job=command`` has started; elsewhere nothing happens.
 
-    May be called by all processes of the program: only rank 0's is recorded. It costs microseconds, and whatever the
-    disk does, it does not raise.
+    May be called by all processes of the program: only rank 0's is recorded. It costs microseconds and does not raise,
+    whatever it is given and whatever the disk does.
 
     Args:
         step: optimizer step.

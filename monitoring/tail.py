@@ -14,6 +14,7 @@ import re
 from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter, lt
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -113,6 +114,8 @@ class RecordTail(_Growing):
         self._begin = begin
         self._kinds = None if kinds is None else frozenset({"header", *kinds})
         self._wanted = None if self._kinds is None else _naming(self._kinds)
+        self._seq = -1  # of the newest record
+        self._header: dict[str, Any] | None = None  # of its writer
 
     def read(self) -> Iterator[Increment]:
         """The records of all whole lines since the last call, a block at a time.
@@ -124,6 +127,7 @@ class RecordTail(_Growing):
         for again, block in self._blocks(self._begin):
             if again:
                 rest, self.bad, self.newer = b"", 0, 0
+                self._seq, self._header = -1, None
                 cut = self._begin is not None
             data = rest + block
             end = data.rfind(b"\n") + 1
@@ -139,7 +143,25 @@ class RecordTail(_Growing):
             if len(rest) > _LONGEST:  # no line is so long: one NUL stands for the damage
                 self.offset += len(rest) - 1
                 rest = b"\0"
-            yield Increment(self._records(whole), again)
+            yield Increment(self._first_seen(self._records(whole)), again)
+
+    def _first_seen(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Without copies: of a write that failed a part may have landed, and then all of it is written again."""
+        if not records:
+            return records
+        first, last = records[0]["seq"], records[-1]["seq"]
+        if first > self._seq and (last - first == len(records) - 1 or _ascending(records)):
+            self._seq = last
+            self._header = records[0] if records[0]["kind"] == "header" else self._header
+            return records
+        found = []
+        for record in records:
+            if record["kind"] == "header" and record != self._header:  # a writer that begins anew, from 0
+                self._seq, self._header = -1, record
+            if record["seq"] > self._seq:
+                self._seq = record["seq"]
+                found.append(record)
+        return found
 
     def _records(self, whole: bytes) -> list[dict[str, Any]]:
         """The records of whole lines."""
@@ -197,6 +219,11 @@ def _lines_with(wanted: re.Pattern[bytes], whole: bytes) -> bytes:
             begin, end = whole.rfind(b"\n", 0, match.start()) + 1, whole.find(b"\n", match.end()) + 1
             found.append(whole[begin:end])
     return b"".join(found)
+
+
+def _ascending(records: list[dict[str, Any]]) -> bool:
+    seqs = [*map(itemgetter("seq"), records)]
+    return all(map(lt, seqs, seqs[1:]))
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

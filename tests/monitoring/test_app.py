@@ -153,7 +153,9 @@ def test_what_devices_did_over_time_is_a_map_of_each_metric(tmp_path: Path, size
 def test_an_expert_that_gets_nothing_is_seen(tmp_path: Path) -> None:
     run = generate(tmp_path / "moe" / "20251122-dead", Shape((Try(0, 100),), layers=(2,), experts=4))
     path = layout.experts_records(layout.attempt_folder(run, 0))
-    lines = [encode(n, START, "experts", {"step": 100 + n, "layers": {2: [0, 10, 10, 20]}}) for n in range(1, 40)]
+    lines = [
+        encode(1000 + n, START, "experts", {"step": 100 + n, "layers": {2: [0, 10, 10, 20]}}) for n in range(1, 40)
+    ]
     with path.open("ab") as file:
         file.write(b"".join(b"".join(each) for each in lines))
     watched(_experts, Folders([run], JOB), run)
@@ -169,7 +171,7 @@ def test_what_is_not_a_number_is_marked(tmp_path: Path) -> None:
     run = generate(tmp_path / "bad" / "20251122-0bad", Shape((Try(0, 40),)))
     with layout.rank_records(layout.attempt_folder(run, 0), 0).open("ab") as file:
         for n in range(41, 60):
-            file.write(b"".join(encode(n, START + n, "step", {"step": n, "tokens": n, "loss": np.nan})))
+            file.write(b"".join(encode(1000 + n, START + n, "step", {"step": n, "tokens": n, "loss": np.nan})))
 
     async def act(seen: Seen) -> None:
         await seen.press("2")

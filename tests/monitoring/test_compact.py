@@ -150,12 +150,12 @@ def test_the_frames_have_what_came_after_too(tmp_path: Path) -> None:
     run = generate(tmp_path / "run")
     folder = layout.attempt_folder(run, 0)
     compact.compact(run, 0)
-    late = encode(99, START + 500, "rank", {"step": 999, "step_s": 1.5, "data_s": 0.5})
+    late = encode(9999, START + 500, "rank", {"step": 999, "step_s": 1.5, "data_s": 0.5})
     for rank in (0, 1, 9):  # without a row in the Parquet file, with some, and not known to it
         with layout.rank_records(folder, rank).open("ab") as file:
             file.write(b"".join(late))
     with layout.experts_records(folder).open("ab") as file:
-        file.write(b"".join(encode(99, START + 500, "experts", {"step": 130, "layers": {2: [1] * 16, 6: [2] * 4}})))
+        file.write(b"".join(encode(9999, START + 500, "experts", {"step": 130, "layers": {2: [1] * 16, 6: [2] * 4}})))
     found = everything(run)
     assert found["ranks"]["rank"][found["ranks"]["step"] == 999].tolist() == [0, 1, 9]
     assert set(found["experts"]["layer"][found["experts"]["step"] == 130]) >= {2, 6}
@@ -213,7 +213,7 @@ def test_ranks_that_cannot_be_compacted_do_not_keep_the_steps_from_it(tmp_path: 
     run = generate(tmp_path / "run")
     folder = layout.attempt_folder(run, 0)
     with layout.rank_records(folder, 1).open("ab") as file:  # there is a column of that name already
-        file.write(b"".join(encode(99, START, "rank", {"step": 999, "step_s": 1.0, "rank": 1.0})))
+        file.write(b"".join(encode(9999, START, "rank", {"step": 999, "step_s": 1.0, "rank": 1.0})))
     with pytest.raises(compact.Unequal):
         compact.compact(run, 0)
     assert names(folder) == {layout.STEPS_COMPACTED, layout.EXPERTS_COMPACTED}

@@ -64,6 +64,31 @@ def test_however_a_file_grows_each_record_comes_once(tmp_path_factory: pytest.Te
     assert [record["seq"] for record in found] == list(range(8))
 
 
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 400)), max_size=8), st.integers(0, 3))
+def test_a_write_of_which_a_part_landed_is_no_second_one(
+    tmp_path_factory: pytest.TempPathFactory, failures: list[tuple[int, int]], gap: int
+) -> None:
+    writers = lines(12), lines(12, first=6)  # the second begins anew
+    path = tmp_path_factory.mktemp("tail") / "rank-0.jsonl"
+    tail, found = RecordTail(path), []
+    for made in writers:
+        del made[3 : 3 + gap]  # damage, or lines that somebody leaves out
+        done = 0
+        with path.open("ab", 0) as file:
+            for count, landed in failures:
+                batch = made[done : done + count]
+                part = b"".join(batch)[:landed]
+                file.write(part)
+                found += take(tail)
+                file.write(b"\n" * (not part.endswith(b"\n") and bool(part)) + b"".join(batch))
+                found += take(tail)
+                done += len(batch)
+            file.write(b"".join(made[done:]))
+    found += take(tail)
+    assert found == [orjson.loads(line) for made in writers for line in made]
+    assert take(RecordTail(path)) == found
+
+
 def test_a_hole_of_nuls_costs_only_the_line_it_tore(tmp_path: Path) -> None:
     path = tmp_path / "rank-0.jsonl"
     made = lines(6)
