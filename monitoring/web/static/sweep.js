@@ -34,14 +34,14 @@ export function show(main, given) {
     section("parallel", "All parameters", parallel),
   );
 
-  const parameters = () => [...new Set(found.members.flatMap((each) => Object.keys(each.changes)))];
-  const value = (member, id) => (id in member.changes ? member.changes[id] : num(member[id]));
+  const parameters = () => [...new Set(found.members.flatMap((each) => Object.keys(each.settings)))];
+  const value = (member, id) => (id in member.settings ? member.settings[id] : num(member[id]));
 
   function draw() {
     const names = parameters();
     parameter = names.includes(parameter)
       ? parameter
-      : (names.find((id) => new Set(found.members.map((each) => JSON.stringify(each.changes[id]))).size > 1) ??
+      : (names.find((id) => new Set(found.members.map((each) => JSON.stringify(each.settings[id]))).size > 1) ??
         names[0] ??
         null);
     const begun = found.members.filter((each) => each.key).length;
@@ -127,7 +127,7 @@ export function show(main, given) {
           each.key ? el("a", { href: `/run?${query({ run: each.key })}` }, String(each.number)) : String(each.number),
         ),
         el("td", {}, badge(each.state)),
-        names.map((id) => el("td", { class: "number" }, id in each.changes ? plain(each.changes[id]) : "–")),
+        names.map((id) => el("td", { class: "number" }, id in each.settings ? plain(each.settings[id]) : "–")),
         el(
           "td",
           { class: "number" },
@@ -146,7 +146,7 @@ export function show(main, given) {
         el(
           "table",
           {},
-          el("caption", {}, "Runs, what each changes and what came of it"),
+          el("caption", {}, "Runs, in what they differ and what came of it"),
           el("thead", {}, el("tr", {}, head)),
           el("tbody", {}, body),
         ),
@@ -224,7 +224,7 @@ function axis(values) {
 
 function scatter(members, parameter, metric, value) {
   const points = members
-    .map((each) => ({ each, x: parameter && each.changes[parameter], y: value(each, metric) }))
+    .map((each) => ({ each, x: parameter && each.settings[parameter], y: value(each, metric) }))
     .filter(({ x, y }) => x !== undefined && x !== null && Number.isFinite(y ?? NaN));
   if (!points.length) return el("p", { class: "quiet" }, "No run has both yet.");
   const [across, up] = [axis(points.map(({ x }) => x)), axis(points.map(({ y }) => y))];
@@ -284,7 +284,7 @@ function scatter(members, parameter, metric, value) {
 
 /** A line a run through all that it changes and what came of it: the darker, the lower the metric. */
 function coordinates(members, names, metric, value) {
-  const several = names.filter((id) => new Set(members.map((each) => JSON.stringify(each.changes[id]))).size > 1);
+  const several = names.filter((id) => new Set(members.map((each) => JSON.stringify(each.settings[id]))).size > 1);
   const axes = [...several, metric];
   const lines = members.filter((each) => Number.isFinite(value(each, metric) ?? NaN));
   if (lines.length < 2 || axes.length < 3)
