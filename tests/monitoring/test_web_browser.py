@@ -388,7 +388,7 @@ def test_who_scrolled_up_in_a_log_keeps_what_is_read_there(viewer: Viewer, root:
 ZOOMS = """async ([axis, factor]) => {
   const { Chart } = await import(document.querySelector("script[type=module]").src.replace("main.js", "chart.js"));
   const values = [1, 2, 3].map((n) => 19000 + n);
-  const curves = [{ label: "loss", x: values, low: values, high: values, bad: [], ghosts: [] }];
+  const curves = [{ label: "loss", number: 0, x: values, low: values, high: values, bad: [], ghosts: [] }];
   let range = null;
   const chart = new Chart("loss", (wanted) => {
     range = wanted;
