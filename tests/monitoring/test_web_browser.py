@@ -408,6 +408,38 @@ ZOOMS = """async ([axis, factor]) => {
 }"""
 
 
+OVER_EACH_OTHER = """async () => {
+  const { Chart } = await import(document.querySelector("script[type=module]").src.replace("main.js", "chart.js"));
+  const curve = (label, number, x) => ({ label, number, x, low: x, high: x, bad: [], ghosts: [] });
+  const chart = new Chart("loss", () => {});
+  document.querySelector("main").append(chart.node);
+  const steps = (count) => Array.from({ length: count }, (_, i) => i + 1);
+  chart.show([curve("short", 1, steps(50)), curve("long", 3, steps(200))], { axis: "step", log: false });
+  chart.data.open = true;
+  await new Promise((done) => setTimeout(done, 50));
+  const texts = (row) => [...row.cells].map((cell) => cell.textContent);
+  chart.point(-1);
+  const found = {
+    keys: [...chart.legend.querySelectorAll("line")].map((line) => line.getAttribute("stroke-dasharray")),
+    drawn: chart.plot.series.slice(1).map((each) => each.dash.join(" ")),
+    rows: [...chart.data.querySelectorAll("tbody tr")].map(texts),
+    end: chart.readout.textContent,
+  };
+  chart.remove();
+  return found;
+}"""
+
+
+def test_curves_look_as_their_keys_and_have_no_values_where_they_end(viewer: Viewer) -> None:
+    viewer.opens("overview")
+    found = viewer.tell(OVER_EACH_OTHER)
+    assert found["keys"] == found["drawn"] == ["7 4", "10 3 2 3"]  # by their numbers, whatever is beside them
+    assert found["end"] == "step 200: long 200.0"
+    rows = {step: values for step, *values in found["rows"]}
+    assert rows["50"] == ["50.00", "50.00"] and rows["200"] == ["–", "200.0"] and 40 <= len(rows) <= 45
+    assert viewer.complaints == []
+
+
 @pytest.mark.parametrize("axis", ["step", "tokens", "hours"])
 def test_zooming_ends_before_an_axis_has_no_ticks(viewer: Viewer, axis: str) -> None:
     viewer.opens("overview")

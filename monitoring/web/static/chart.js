@@ -7,6 +7,7 @@ import { count, figure, whole } from "./words.js";
 const scheme = matchMedia("(prefers-color-scheme: dark)");
 const SYNC = "curves";
 const LEAST = { step: 2, tokens: 2, hours: 1e-3 }; // of an axis that are worth being looked at
+const ROWS = 40; // of a table, about
 const FAR = 1e15; // no run has more of anything
 
 const place = (value, axis) =>
@@ -233,7 +234,7 @@ export class Chart {
       return;
     }
     const values = this.curves.map((curve) => {
-      const bin = nearest(curve.x, x);
+      const bin = holding(curve.x, x);
       return bin < 0 ? null : (this.curves.length > 1 ? `${curve.label} ` : "") + range(curve, bin);
     });
     this.readout.textContent = `${place(x, this.options.axis)}: ${values.filter(Boolean).join(", ")}`;
@@ -317,19 +318,17 @@ export class Chart {
 
   tabulate() {
     if (!this.data.open) return;
-    const [curve] = this.curves;
-    const most = 40,
-      size = Math.max(1, Math.ceil((curve?.x.length ?? 0) / most));
-    const rows = (curve?.x ?? [])
-      .map((x, bin) => ({ x, bin }))
-      .filter(({ bin }) => bin % size === 0 || bin === curve.x.length - 1);
+    const places = [...new Set(this.curves.flatMap((each) => each.x))].sort((a, b) => a - b);
+    const size = Math.max(1, Math.ceil(places.length / ROWS)),
+      ends = new Set(this.curves.map((each) => each.x.at(-1)));
+    const rows = places.filter((x, i) => i % size === 0 || ends.has(x));
     const columns = [
-      { title: this.options.axis, cell: (row) => place(row.x, this.options.axis).replace("step ", "") },
+      { title: this.options.axis, cell: (x) => place(x, this.options.axis).replace("step ", "") },
       ...this.curves.map((each) => ({
         title: each.label,
         number: true,
-        cell: (row) => {
-          const bin = nearest(each.x, row.x);
+        cell: (x) => {
+          const bin = holding(each.x, x);
           return bin < 0 ? "–" : range(each, bin);
         },
       })),
@@ -354,8 +353,10 @@ function range(curve, bin) {
   return (low === high ? figure(low) : `${figure(low)} to ${figure(high)}`) + (bad ? " and not finite" : "");
 }
 
-/** The bin that holds a place: the last one that begins at or before it. */
-function nearest(xs, x) {
+/** The bin that holds a place: the last one that begins at or before it; -1 before the first and behind the last. */
+function holding(xs, x) {
+  const last = xs.at(-1);
+  if (x > last && x - last >= last - (xs.at(-2) ?? last)) return -1;
   let low = 0,
     high = xs.length;
   while (low < high) {
