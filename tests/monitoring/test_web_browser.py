@@ -261,6 +261,22 @@ def test_runs_are_filtered_sorted_and_chosen_for_comparison(viewer: Viewer, base
     assert page.locator("#settings table tbody tr").count() >= 1
 
 
+def test_a_sweep_is_looked_through_by_keyboard(viewer: Viewer) -> None:
+    page = viewer.opens("sweep")
+    page.get_by_label("Parameter", exact=True).focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")  # the focus stays where it was
+    assert page.get_by_label("Parameter", exact=True).input_value() == "train.batch_tokens"
+    page.locator("#against .axis-name", has_text="train.batch_tokens").wait_for()
+    assert {"32768", "131072"} <= set(page.locator("#against text").all_text_contents())  # whole numbers as they are
+    assert page.get_by_label("Metric", exact=True).input_value() == "validation_loss"
+    page.get_by_label("compare run 1").press("Space")
+    page.get_by_role("button", name="Validation loss").press("Enter")
+    assert viewer.tell("document.activeElement.textContent") == "Validation loss"
+    assert page.get_by_label("compare run 1").is_checked()
+    assert viewer.complaints == []
+
+
 def test_metrics_axis_and_scale_are_kept_in_the_address(viewer: Viewer) -> None:
     page = viewer.opens("run")
     page.locator(".menu summary").click()
