@@ -149,5 +149,7 @@ def _sweeps(root: Path) -> Iterator[Sweep]:
 
     for found in sweep.every(root):
         with contextlib.suppress(Refused):  # of another version, or removed just now
-            members = [Member(n, each.name, found.run(n).folder, each.changes) for n, each in enumerate(found.members)]
+            members = [
+                Member(n, each.name, found.run(n).folder, found.settings(n)) for n, each in enumerate(found.members)
+            ]
             yield Sweep(found.folder, found.cancelled, members)
