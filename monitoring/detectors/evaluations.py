@@ -58,7 +58,7 @@ def not_finite(evidence: Evidence) -> Iterator[Finding]:
                 Severity.warning,
                 f"{name} is {values[last]} at step {steps[last]:,}",
                 f"{len(bad)} of the last {len(values)} evaluations gave no number",
-                since=evidence.when(steps[bad[0]]),
+                since=evidence.when(int(steps[bad[0]])),
                 about=name,
                 do=f"evaluate its checkpoint once more: hpc evaluate RUN --step {steps[last]} --again",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -18,6 +19,7 @@ from monitoring.time_bins import TimeBins
 from tests.monitoring.generate import START, Shape, Try, generate
 
 BEGAN = START // WIDTH * WIDTH
+SEQ = itertools.count(1000)  # of what is added, in every file
 TWO = Shape((Try(0, 60, "node_failure"), Try(30, 90)), world_size=4, layers=())
 
 
@@ -25,7 +27,7 @@ def say(run: Path, attempt: int, rank: int, *samples: tuple[float, dict[str, flo
     """Let a rank record (seconds since the beginning, metrics)."""
     with layout.rank_records(layout.attempt_folder(run, attempt), rank).open("ab") as file:
         for t, fields in samples:
-            file.write(b"".join(encode(1000, BEGAN + t, "device", fields)))
+            file.write(b"".join(encode(next(SEQ), BEGAN + t, "device", fields)))
 
 
 def same(one: DeviceTimes, other: DeviceTimes) -> bool:
