@@ -306,6 +306,7 @@ class NotifyConfig:
 
     webhook: str | None = None  # a URL that takes JSON, or where it is kept: env:NAME, file:PATH
     mail: str | None = None  # an address
+    file: str | None = None  # gets a line of JSON for each message; a path below the run's folder if it is relative
     smtp: str | None = None  # HOST or HOST:PORT that takes mail; null: sendmail, or else localhost
     on: list[End] = field(default_factory=lambda: [End.finished, End.failed])
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 TOLD = "told.json"  # in the run's folder: of which findings people were told, when, and how bad they were
 AGAIN = 24 * 3600.0  # seconds after which a finding that is still there is told again
 GONE = 3600.0  # seconds for which one is not there any more, and new when it comes again
+ACKNOWLEDGED = 7 * 24 * 3600.0  # seconds for which nothing more is said of a finding that somebody has seen
 RELEASED = "launch failed"  # the only jobs that are released: of others a person wanted that they are held
 ACTED_ON = ("stall", "dead_rank", "held")
 EXITS = {"warning": 3, "critical": 4}  # 1 and 2 are failures and mistakes
@@ -117,6 +118,13 @@ def silence(run: Run, key: str, *, until: float | None) -> None:
     write_json(run.folder / layout.SILENCED, {**known, key: entry})
 
 
+def acknowledge(run: Run, finding: Finding) -> None:
+    """Say no more of a finding that somebody has seen, until it gets worse or ``ACKNOWLEDGED`` is over."""
+    known, now = read_json(run.folder / layout.SILENCED) or {}, time.time()
+    entry = {"until": now + ACKNOWLEDGED, "severity": finding.severity.value, "by": _person(), "at": now}
+    write_json(run.folder / layout.SILENCED, {**known, finding.key: entry})
+
+
 def speak(run: Run, key: str) -> None:
     """Say again what was silenced.
 
@@ -144,7 +152,7 @@ def tell(run: Run, found: Iterable[Finding], say: Callable[[str], None], now: fl
     due = [each for each in loud if _is_due(each, told.get(each.key), now)]
     given = run.config().notify if due else None
     sent = []
-    if given is not None and (given.webhook or given.mail):
+    if given is not None and notify.anybody(given):
         sent = [each for each in due if notify.send(given, _message(run, each), say)]
     told |= {each.key: {"at": now, "seen": now, "severity": each.severity.rank} for each in sent}
     if told != before:
@@ -159,9 +167,11 @@ def _is_due(finding: Finding, told: dict[str, Any] | None, now: float) -> bool:
 def _message(run: Run, finding: Finding) -> dict[str, Any]:
     where = run.cluster + (" (EMULATED)" if run.emulated else "")
     text = f"{run.name}/{run.id} on {where}: {finding.severity.value}: {finding.headline} ({finding.evidence})"
-    fields = {key: value for key, value in finding.to_json().items() if key not in ("silenced", "do")}
+    fields = {key: value for key, value in finding.to_json().items() if key not in ("silenced", "acknowledged", "do")}
     said = {"run": run.id, "name": run.name, "state": finding.title, **fields}
-    return {**said, "folder": str(run.folder), "next": finding.do.replace("RUN", run.id), "text": text}
+    following = finding.typed(run.id)
+    text += f"\nType: {following}" if following else ""
+    return {**said, "folder": str(run.folder), "next": following, "text": text}
 
 
 def act(run: Run, found: Iterable[Finding], job: JobState | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Word to people when a run has ended: a JSON document to a webhook, a mail. Never fails or holds up a run.
+"""Word to people when a run has ended: JSON to a webhook or a file, a mail. Never fails or holds up a run.
 
 A webhook's address is a secret: it may be given as env:NAME or file:PATH, and is never printed. Compute nodes often
 reach nothing outside; that is one line in the run's log.
@@ -37,7 +37,7 @@ class NotSent(Exception):
 def ended(run: Run, config: Config, say: Callable[[str], None], patience: float = PATIENCE) -> None:
     """Tell whoever asked for it that the run has ended, as its folder says. Returns within ``patience`` seconds."""
     given = config.notify
-    if not given.webhook and not given.mail:
+    if not anybody(given):
         return
     try:
         message = payload(run, config)
@@ -46,6 +46,11 @@ def ended(run: Run, config: Config, say: Callable[[str], None], patience: float 
         send(given, message, say, patience)
     except Exception as error:  # nothing of this is worth a run
         say(f"no notification: {type(error).__name__}")
+
+
+def anybody(given: NotifyConfig) -> bool:
+    """Whether anybody is to be told."""
+    return bool(given.webhook or given.mail or given.file)
 
 
 def send(given: NotifyConfig, message: dict[str, Any], say: Callable[[str], None], patience: float = PATIENCE) -> bool:
@@ -58,6 +63,8 @@ def send(given: NotifyConfig, message: dict[str, Any], say: Callable[[str], None
         ways["notify.webhook"] = partial(post, given.webhook, message, patience)
     if given.mail:
         ways["notify.mail"] = partial(mail, given, message, patience)
+    if given.file:
+        ways["notify.file"] = partial(append, Path(message["folder"]) / Path(given.file).expanduser(), message)
     return _side_by_side(ways, say, patience)
 
 
@@ -177,6 +184,23 @@ def _as_taken(url: str, message: dict[str, Any]) -> dict[str, Any]:
     return message
 
 
+def append(path: Path, message: dict[str, Any]) -> None:
+    """One line by one write, so that those of several runs do not mix.
+
+    Raises:
+        NotSent: if the file cannot be written.
+    """
+    line = json.dumps({"time": time.time(), **message}).encode() + b"\n"
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(handle, line)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise NotSent(f"{path}: {error.strerror}") from None
+
+
 def mail(given: NotifyConfig, message: dict[str, Any], timeout: float) -> None:
     """
     Raises:
@@ -210,7 +234,8 @@ def compose(to: str, message: dict[str, Any]) -> EmailMessage:
     letter = EmailMessage()
     letter["To"] = to
     letter["From"] = f"hpc@{socket.getfqdn()}"
-    letter["Subject"] = clean(f"[hpc] {message['name']}/{message['run']} is {message['state']}")
+    what = message.get("title") or f"is {message['state']}"
+    letter["Subject"] = clean(f"[hpc] {message['name']}/{message['run']}: {what}")
     shown = [f"{key}: {value}" for key, value in message.items() if key != "text" and value not in (None, "")]
     letter.set_content("\n".join([message["text"], "", *shown]) + "\n")
     return letter

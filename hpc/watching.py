@@ -10,14 +10,14 @@ import contextlib
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from hpc import listing, queue, runs
+from hpc import findings, listing, queue, runs
 from hpc.config import Launcher
 from hpc.departed import Departed
 from hpc.errors import Refused
@@ -25,12 +25,14 @@ from hpc.listing import ENDED, Row
 from hpc.queue import Task
 from hpc.runs import Run
 from hpc.sweep import Sweep
+from monitoring.findings import Finding
 from monitoring.job import JobState
 from monitoring.reader import Reader
 from monitoring.recorder import metric
+from monitoring.snapshot import Snapshot
 from monitoring.tail import recent_steps
 from monitoring.terminal.plain import SILENT
-from monitoring.terminal.source import Entry
+from monitoring.terminal.source import Entry, Quiet
 from monitoring.words import duration
 
 ASK_SLURM_EVERY = 5.0  # seconds between two squeues, whatever the refresh of the screen
@@ -46,6 +48,15 @@ class _Known(NamedTuple):
     entry: Entry
     changed: int  # ns
     due: float  # monotonic seconds
+
+
+class _Judged(NamedTuple):
+    """What takes the whole history of a run."""
+
+    at: float = 0.0  # monotonic seconds
+    goodput: float | None = None
+    severity: str = ""  # of the worst finding
+    finding: str = ""
 
 
 class Fleet:
@@ -64,10 +75,11 @@ class Fleet:
         self._listed = 0.0
         self._runs: Sequence[Run] = ()
         self._tasks: Sequence[tuple[Entry, Task | None]] = ()
+        self._changes: dict[Path, str] = {}  # what tells a run of a sweep from the others
         self._rows: dict[Path, _Known] = {}
         self._read_every = READ_EVERY
         self._jobs: Mapping[Path, JobState] = {}
-        self._judged: dict[Path, tuple[float, float | None]] = {}  # monotonic time, goodput
+        self._judged: dict[Path, _Judged] = {}
         self._departed = Departed()
         self._stop = threading.Event()
         self._seen = 0.0  # monotonic; when the list was last asked for
@@ -84,7 +96,9 @@ class Fleet:
             self._listed = now
             try:
                 self._runs = self._find()
-                self._tasks = [task for folder in self._sweeps for task in _not_begun(Sweep(folder))]
+                sweeps = [Sweep(folder) for folder in self._sweeps]
+                self._tasks = [task for sweep in sweeps for task in _not_begun(sweep)]
+                self._changes = {folder: text for sweep in sweeps for folder, text in _changes(sweep)}
                 self._lost = ""
             except Refused as error:  # a sweep was removed; what was read of its runs stays
                 self._lost = str(error)
@@ -103,6 +117,18 @@ class Fleet:
             self._wanted = [Run(folder)]
             self._start()
         return self._jobs.get(folder)
+
+    def quieten(self, folder: Path, finding: Finding, how: Quiet) -> None:
+        """What a person says to a finding in the screen."""
+        run = Run(folder)
+        if how == "acknowledge":
+            findings.acknowledge(run, finding)
+        elif how == "silence":
+            findings.silence(run, finding.key, until=None)
+        else:
+            for key in (finding.key, finding.kind):
+                with contextlib.suppress(Refused):  # it was not by this one
+                    findings.speak(run, key)
 
     @property
     def trouble(self) -> str:
@@ -123,7 +149,11 @@ class Fleet:
         known, now = self._rows.get(run.folder), time.monotonic()
         if known is None or now >= known.due:
             known = self._rows[run.folder] = self._known(run, known, now)
-        return replace(known.entry, goodput=self._goodput(run.folder))
+        found = self._judged.get(run.folder, _Judged())
+        changes = self._changes.get(run.folder, "")
+        return replace(
+            known.entry, goodput=found.goodput, severity=found.severity, finding=found.finding, changes=changes
+        )
 
     def _known(self, run: Run, before: _Known | None, now: float) -> _Known:
         """A run read anew, unless it has ended and nothing was written since."""
@@ -137,10 +167,8 @@ class Fleet:
             entry = Entry(run.folder, run.name, run.id, UNREADABLE, why or f"{type(error).__name__}: {error}")
         return _Known(entry, changed, now + (LIST_EVERY if entry.state in ENDED else self._read_every))
 
-    def _goodput(self, folder: Path) -> float | None:
-        return self._judged.get(folder, (0.0, None))[1]
-
     def _waiting(self, entry: Entry) -> Entry:
+        entry = replace(entry, changes=self._changes.get(entry.folder, ""))
         job = self._jobs.get(entry.folder)
         if job is None:
             return entry
@@ -165,17 +193,17 @@ class Fleet:
             self._stop.wait(ASK_SLURM_EVERY)
 
     def _judge(self) -> None:
-        """The goodput of each run, of those that go on now and then again."""
+        """The goodput and the worst finding of each run, of those that go on now and then again."""
         while not self._stop.wait(0.5):
             run = self._next() if time.monotonic() - self._seen < LIST_EVERY + 5 else None
             if run is None:  # or the list is not looked at, and the run that is has all that there is to be read
                 continue
             began = time.monotonic()
             try:
-                found = Reader(run.folder).read().outlook.ettr
+                found = _judged(Reader(run.folder).read(self._jobs.get(run.folder)))
             except Exception:  # of this run nobody will know it
-                found = None
-            self._judged[run.folder] = (time.monotonic(), found)
+                found = _Judged()
+            self._judged[run.folder] = found._replace(at=time.monotonic())
             self._stop.wait(time.monotonic() - began)  # half of the time is for others
 
     def _next(self) -> Run | None:
@@ -184,8 +212,14 @@ class Fleet:
         for run in (*live, *self._runs):
             if run.folder not in self._judged:
                 return run
-        old = [run for run in live if time.monotonic() - self._judged[run.folder][0] > JUDGE_EVERY]
-        return min(old, key=lambda run: self._judged[run.folder][0], default=None)
+        old = [run for run in live if time.monotonic() - self._judged[run.folder].at > JUDGE_EVERY]
+        return min(old, key=lambda run: self._judged[run.folder].at, default=None)
+
+
+def _judged(found: Snapshot) -> _Judged:
+    worst = next((each for each in found.findings if not each.silenced and each.severity.rank), None)
+    said = (worst.severity.value, worst.headline) if worst is not None else ("", "")
+    return _Judged(0.0, found.outlook.ettr, *said)
 
 
 def _changed(run: Run) -> int:
@@ -250,16 +284,25 @@ def _not_begun(sweep: Sweep) -> list[tuple[Entry, Task | None]]:
     jobs = {number: job for array in sweep.arrays if array.job_id for number, job in array.jobs().items()}
     by_slurm = sweep.launcher is Launcher.slurm
     found: list[tuple[Entry, Task | None]] = []
-    for number, member in enumerate(sweep.members):
+    for number in range(len(sweep.members)):
         run = sweep.run(number)
         if run.config_file.exists():
             continue
         state, reason = ("cancelled", "before it began") if sweep.cancelled else ("pending", "")
-        changes = " ".join(f"{path}={value}" for path, value in member.changes.items())
-        entry = Entry(run.folder, run.name, run.id, state, reason, sweep.cluster, changes=changes, begun=False)
+        entry = Entry(run.folder, run.name, run.id, state, reason, sweep.cluster, begun=False)
         task = Task(run, jobs[number], sweep) if by_slurm and number in jobs and not sweep.cancelled else None
         found.append((entry, task))
     return found
+
+
+def _changes(sweep: Sweep) -> Iterator[tuple[Path, str]]:
+    """What tells each run of a sweep from the others, in words."""
+    for number, member in enumerate(sweep.members):
+        try:
+            settings = sweep.settings(number)
+        except Refused:  # its base cannot be read
+            settings = member.changes
+        yield sweep.run(number).folder, " ".join(f"{path}={value}" for path, value in settings.items())
 
 
 def everything(root: Path) -> Fleet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -34,6 +35,7 @@ class Finding:
     do: str = ""  # what to type
     about: str = ""  # what of several alike it is about: an expert, a file system
     silenced: bool = False  # a person wants to hear no more of it
+    acknowledged: bool = False  # so it is silenced because somebody has seen it, until it gets worse
 
     @property
     def key(self) -> str:
@@ -45,6 +47,10 @@ class Finding:
     def headline(self) -> str:
         """The title, with the node where that does not name it."""
         return self.title if not self.node or self.node in self.title else f"{self.title} on {self.node}"
+
+    def typed(self, run: str) -> str:
+        """What to type about it for the run with this id."""
+        return re.sub(r"\bRUN\b", lambda _: run, self.do)
 
     def to_json(self) -> dict[str, Any]:
         return {"key": self.key, **asdict(self), "severity": self.severity.value}
@@ -65,11 +71,20 @@ def silenced(found: Iterable[Finding], known: Mapping[str, Any], now: float) -> 
     """The findings, ordered, those marked of which a person wants to hear no more.
 
     Args:
-        known: what ``silenced.json`` of a run says: by key or kind ``{"until": unix seconds, or null for good}``.
+        known: what ``silenced.json`` of a run says: by key or kind ``{"until": unix seconds, or null for good}``; with
+            ``"severity"`` somebody has acknowledged what was so bad, and only what got worse is told again.
     """
 
-    def quiet(finding: Finding) -> bool:
+    def judged(finding: Finding) -> Finding:
         entries = [known[name] for name in (finding.key, finding.kind) if isinstance(known.get(name), dict)]
-        return any(not isinstance(until := entry.get("until"), int | float) or now < until for entry in entries)
+        holds = [entry for entry in entries if _holds(entry, finding, now)]
+        return replace(finding, silenced=bool(holds), acknowledged=bool(holds) and all("severity" in e for e in holds))
 
-    return ordered(replace(finding, silenced=quiet(finding)) for finding in found)
+    return ordered(judged(finding) for finding in found)
+
+
+def _holds(entry: Mapping[str, Any], finding: Finding, now: float) -> bool:
+    until, severity = entry.get("until"), entry.get("severity")
+    if isinstance(until, int | float) and now >= until:
+        return False
+    return severity not in list(Severity) or finding.severity.rank <= Severity(severity).rank

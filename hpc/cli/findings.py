@@ -28,17 +28,19 @@ def main(argv: list[str]) -> int:
         epilog="From cron: hpc findings --notify --exit-code. docs/findings.md lists all findings.",
     )
     add = parser.add_argument
-    add("run", nargs="*", help="ids or their beginnings, names, folders, or last; all that have not ended if left out")
+    which_runs = "ids or their beginnings, names, folders, last, or sweeps; all runs that have not ended if left out"
+    add("run", nargs="*", help=which_runs)
     add("--json", action="store_true", help="a list of findings, each with its run")
     add(
         "--exit-code",
         action="store_true",
         help="status 3 if there is a warning, 4 if something is critical; 1 if a run cannot be judged",
     )
-    add("--notify", action="store_true", help="send what is new to notify.webhook and notify.mail of the run")
+    add("--notify", action="store_true", help="send what is new to notify.webhook, .mail and .file of the run")
     add("--act", action="store_true", help="put a stalled job back into the queue")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--silence", metavar="KEY", help="say no more of this finding, or of all of a kind")
+    which.add_argument("--acknowledge", metavar="KEY", help="say no more of it until it gets worse, or for a week")
     which.add_argument("--speak", metavar="KEY", help="say it again")
     add(
         "--for",
@@ -48,14 +50,14 @@ def main(argv: list[str]) -> int:
         help="with --silence: such as 12h or 2d; for good if left out",
     )
     args = parser.parse_args(argv)
-    from hpc import findings
+    from hpc import exporting, findings
 
-    named = [runs.find(runs.root(), each) for each in args.run]
-    if args.silence or args.speak:
+    named = exporting.members(exporting.find(runs.root(), args.run))
+    if args.silence or args.speak or args.acknowledge:
         return _silence(named, args)
     if args.span is not None:
         raise Refused("--for goes with --silence KEY")
-    judged = findings.judge(named or findings.runs_to_look_at(runs.root()), say)
+    judged = findings.judge(named if args.run else findings.runs_to_look_at(runs.root()), say)
     _follow_up(judged, args)
     found = [(run, finding) for run, look in judged.looks for finding in look.findings]
     if args.json:
@@ -91,9 +93,23 @@ def _silence(named: list[Run], args: argparse.Namespace) -> int:
     for run in named:
         if args.speak:
             findings.speak(run, args.speak)
+        elif args.acknowledge:
+            _acknowledge(run, args.acknowledge)
         else:
             findings.silence(run, args.silence, until=None if args.span is None else time.time() + args.span)
     return 0
+
+
+def _acknowledge(run: Run, key: str) -> None:
+    from hpc import findings
+
+    known = [finding for _, look in findings.judge([run], say).looks for finding in look.findings]
+    chosen = [finding for finding in known if key in (finding.key, finding.kind)]
+    if not chosen:
+        keys = ", ".join(dict.fromkeys(finding.key for finding in known)) or "none"
+        raise Refused(f"{run.id} has no finding {key!r} now. Those that it has: {keys}")
+    for finding in chosen:
+        findings.acknowledge(run, finding)
 
 
 def _print(found: list[tuple[Run, Finding]]) -> None:
@@ -108,6 +124,7 @@ def _print(found: list[tuple[Run, Finding]]) -> None:
     for run, finding in found:
         style = "dim" if finding.silenced else STYLES[finding.severity.value]
         word = "silenced" if finding.silenced else finding.severity.value
+        word = "seen" if finding.acknowledged else word
         console.print(
             Text.assemble((f"{word:<9}", style), f" {clean(run.name)}/{run.id}  ", (clean(finding.headline), "bold"))
         )
@@ -115,6 +132,6 @@ def _print(found: list[tuple[Run, Finding]]) -> None:
             finding.evidence,
             f"since {time.strftime('%Y-%m-%d %H:%M', time.localtime(finding.since))}, {finding.key}",
         ]
-        rows += [f"type: {finding.do.replace('RUN', run.id)}"] if finding.do else []
+        rows += [f"type: {finding.typed(run.id)}"] if finding.do else []
         for row in rows:
             console.print(Text(f"          {clean(row)}", "dim" if finding.silenced else ""))

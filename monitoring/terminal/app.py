@@ -158,7 +158,10 @@ class Watch(App[None]):
     def _run(self, folder: Path) -> Watched:
         found = self._runs.pop(folder, None)
         if found is None:
-            found = Watched(folder, lambda: self.source.job(folder), self.options.now)
+            source = self.source
+            found = Watched(
+                folder, lambda: source.job(folder), lambda *said: source.quieten(folder, *said), self.options.now
+            )
         self._runs[folder] = found
         for old in list(self._runs)[:-KEPT]:
             del self._runs[old]

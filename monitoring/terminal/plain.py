@@ -56,7 +56,7 @@ def plain(snapshot: Snapshot) -> str:
         rows.append(("experts", f"{text} at step {load.step}"))
     rows += [("attempt", _attempt(attempt)) for attempt in snapshot.attempts]
     rows += [(label, text) for label, text in (("goodput", goodput(snapshot)), ("finish", finish(snapshot))) if text]
-    rows += [("finding", _finding(finding)) for finding in snapshot.findings if not finding.silenced]
+    rows += [("finding", _finding(finding, snapshot.id)) for finding in snapshot.findings if not finding.silenced]
     rows += [("problem", clean(problem)) for problem in snapshot.problems]
     rows.append(("folder", clean(str(snapshot.folder))))
     if snapshot.log:
@@ -133,9 +133,9 @@ def _goodput_json(found: Outlook) -> dict[str, Any]:
     }
 
 
-def _finding(finding: Finding) -> str:
+def _finding(finding: Finding, run: str) -> str:
     text = f"{finding.severity.value}: {finding.headline} ({finding.evidence})"
-    return clean(text + (f"; {finding.do}" if finding.do else ""))
+    return clean(text + (f"; {finding.typed(run)}" if finding.do else ""))
 
 
 def goodput(snapshot: Snapshot) -> str:

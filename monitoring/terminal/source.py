@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-from monitoring.snapshot import JobState
+from monitoring.findings import Finding
+from monitoring.job import JobState
+
+Quiet = Literal["acknowledge", "silence", "speak"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,15 @@ class Entry:
     goodput: float | None = None  # productive time over wall-clock time
     age: float | None = None  # seconds since the last step; of a run that has ended None
     changes: str = ""  # of a run of a sweep
+    severity: str = ""  # of the worst finding that is not silenced
+    finding: str = ""  # what that is
     begun: bool = True  # it has a folder
 
     @property
     def words(self) -> str:
         """What a filter looks in."""
-        return f"{self.name}/{self.id} {self.state} {self.reason} {self.cluster} {self.changes}"
+        who = f"{self.name}/{self.id}"
+        return " ".join((who, self.state, self.reason, self.cluster, self.changes, self.severity, self.finding))
 
 
 class Source(Protocol):
@@ -56,4 +62,12 @@ class Source(Protocol):
 
     def job(self, folder: Path) -> JobState | None:
         """The last that Slurm said of a run's job."""
+        ...
+
+    def quieten(self, folder: Path, finding: Finding, how: Quiet) -> None:
+        """Say no more of a finding of a run, or say it again.
+
+        Raises:
+            OSError: if that cannot be written down.
+        """
         ...

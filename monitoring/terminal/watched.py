@@ -12,10 +12,13 @@ from monitoring import layout
 from monitoring.curves import Curves
 from monitoring.device_history import DeviceHistory
 from monitoring.experts import Experts
+from monitoring.findings import Finding
 from monitoring.history import History
+from monitoring.job import JobState
 from monitoring.ranks import Ranks, parts_told
 from monitoring.reader import Reader
-from monitoring.snapshot import JobState, Snapshot
+from monitoring.snapshot import Snapshot
+from monitoring.terminal.source import Quiet
 from monitoring.text import clean
 
 FRESH = 0.3  # seconds for which nothing is read again, however many views ask
@@ -26,22 +29,34 @@ class Watched:
 
     Args:
         job: what Slurm says of the run's job; it must not wait for an answer.
+        quieten: says no more of a finding, or says it again.
         now: unix seconds; None: the clock.
     """
 
-    def __init__(self, folder: Path, job: Callable[[], JobState | None], now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        job: Callable[[], JobState | None],
+        quieten: Callable[[Finding, Quiet], None],
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self.folder = folder
         self.snapshot: Snapshot | None = None
         self.trouble = ""  # why the snapshot is old, or there is none
+        self.quieten = quieten
         self._job = job
         self._now = now
         self._reader: Reader | None = None
         self._read = -FRESH  # monotonic seconds
         self._ranks: dict[str, Ranks] = {}  # by part of a step
 
-    def refresh(self) -> None:
-        """Read what is new. A run that cannot be read keeps its last snapshot, and says so."""
-        if time.monotonic() - self._read < FRESH:
+    def refresh(self, *, again: bool = False) -> None:
+        """Read what is new. A run that cannot be read keeps its last snapshot, and says so.
+
+        Args:
+            again: also if that was done just now.
+        """
+        if time.monotonic() - self._read < FRESH and not again:
             return
         try:
             # Asked of the folder and not of the reader, to which a deleted run looks like one without attempts.

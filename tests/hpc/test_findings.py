@@ -14,7 +14,7 @@ import pytest
 from hpc import findings
 from hpc.cli import main
 from hpc.compose import compose
-from hpc.runs import Run, write_json
+from hpc.runs import Run, read_json, write_json
 from monitoring import layout
 from monitoring.findings import Finding, Severity
 from monitoring.reader import Reader
@@ -75,7 +75,24 @@ def test_what_is_silenced_is_out_of_the_way_until_it_is_spoken_again(
     assert status == 2 and "not silenced" in err
 
 
-@pytest.mark.parametrize("words", [["--silence", "stall"], ["--for", "2h"], ["no-such-run"]])
+def test_what_somebody_has_seen_is_quiet_until_it_gets_worse(stalled: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(capsys, "last", "--acknowledge", "stall")[0] == 0
+    status, out, _ = shown(capsys, "--exit-code")
+    assert "seen" in out and status == 0
+    (found,) = [each for each in json.loads(shown(capsys, "--json")[1]) if each["kind"] == "stall"]
+    assert found["silenced"] and found["acknowledged"]
+    known = read_json(stalled.folder / layout.SILENCED) or {}
+    write_json(stalled.folder / layout.SILENCED, {**known, "stall": known["stall"] | {"severity": "warning"}})
+    assert shown(capsys, "--exit-code")[0] == 4
+    write_json(stalled.folder / layout.SILENCED, {**known, "stall": known["stall"] | {"until": time.time() - 1}})
+    assert shown(capsys, "--exit-code")[0] == 4
+    status, _, err = shown(capsys, "last", "--acknowledge", "straggler")
+    assert status == 2 and "stall" in err
+
+
+@pytest.mark.parametrize(
+    "words", [["--silence", "stall"], ["--acknowledge", "stall"], ["--for", "2h"], ["no-such-run"]]
+)
 def test_mistakes_are_told(stalled: Run, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert shown(capsys, *words)[0] == 2
 

@@ -107,7 +107,7 @@ def plain() -> Config:
 
 
 def told(run: Run, config: Config, patience: float = 5.0, **given: object) -> list[str]:
-    config.notify.webhook = config.notify.mail = config.notify.smtp = None
+    config.notify.webhook = config.notify.mail = config.notify.smtp = config.notify.file = None
     config.notify.on = [End.finished, End.failed]
     for name, value in given.items():
         setattr(config.notify, name, value)
@@ -196,7 +196,7 @@ def test_a_mail_by_smtp(run: Run, plain: Config) -> None:
         (text,) = server.taken
     letter = message_from_string(text)
     assert letter["To"] == "me@example.org" and letter["Bcc"] is None
-    assert letter["Subject"] == "[hpc] demo/20260101-000000-abcd is failed"
+    assert letter["Subject"] == "[hpc] demo/20260101-000000-abcd: is failed"
     assert "next: hpc logs 20260101-000000-abcd" in str(letter.get_payload())
 
 
@@ -209,6 +209,15 @@ def test_a_mail_by_sendmail(run: Run, plain: Config, here: Path, monkeypatch: py
     assert told(run, plain, mail="me@example.org") == ["notify.mail: sent"]
     assert (here / "words").read_text() == "-t -oi\n"
     assert "To: me@example.org" in (here / "letter").read_text()
+
+
+def test_a_file_gets_a_line_of_json_for_each_message(run: Run, plain: Config, here: Path) -> None:
+    for _ in range(2):
+        assert told(run, plain, file="told.jsonl") == ["notify.file: sent"]
+    lines = [json.loads(line) for line in (run.folder / "told.jsonl").read_text().splitlines()]
+    assert [line["state"] for line in lines] == ["failed", "failed"] and lines[0]["time"] <= lines[1]["time"]
+    (said,) = told(run, plain, file=f"{here}/not/there")
+    assert said.startswith("notify.file: not sent") and "No such file" in said
 
 
 @pytest.mark.parametrize(

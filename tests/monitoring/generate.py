@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from monitoring import layout
+from monitoring.findings import Finding
 from monitoring.reader import Reader
 from monitoring.recorder import PROTOCOL, Recorder, encode
 from monitoring.snapshot import JobState, Snapshot
-from monitoring.terminal.source import Entry
+from monitoring.terminal.source import Entry, Quiet
 
 BATCH = 4096  # tokens of a step
 START = 1_763_800_000.0  # unix seconds
@@ -265,6 +266,14 @@ class Folders:
 
     def job(self, folder: Path) -> JobState | None:
         return self.said
+
+    def quieten(self, folder: Path, finding: Finding, how: Quiet) -> None:
+        path = folder / layout.SILENCED
+        if how == "speak":
+            path.unlink()
+        else:
+            severity = {"severity": finding.severity.value} if how == "acknowledge" else {}
+            path.write_text(json.dumps({finding.key: {"until": None, **severity}}))
 
 
 def _entry(seen: Snapshot) -> Entry:

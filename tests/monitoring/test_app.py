@@ -181,8 +181,14 @@ def test_what_is_not_a_number_is_marked(tmp_path: Path) -> None:
         await seen.press("1")
         assert " critical " in seen.text
         await seen.press("8")
-        assert " critical " in seen.text and "since " in seen.text and "--silence not_finite" in seen.text
-        assert "8 findings " in seen.rows[0]
+        assert " critical " in seen.text and "since " in seen.text and "hpc logs" in seen.text
+        await seen.press("a")
+        assert "(seen)" in seen.text
+        await seen.press("a")
+        assert "(seen)" not in seen.text
+        await seen.press("x")
+        assert "(silenced)" in seen.text
+        assert "findings 1" not in seen.rows[0]
 
     watched(act, Folders([run], JOB), run)
 

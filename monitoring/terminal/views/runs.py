@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from rich.text import Text
 
+from monitoring.findings import Severity
 from monitoring.terminal.screen import DIM, STATE_STYLES
 from monitoring.terminal.source import Entry, Source
 from monitoring.terminal.view import Key, Opens, View, empty
@@ -28,6 +29,9 @@ class Column(NamedTuple):
     wide: int = 0  # columns of the screen from which it is there
 
 
+SEVERITIES = {severity.value: -severity.rank for severity in Severity}
+
+
 def _share(value: float | None) -> str:
     return "" if value is None else f"{math.floor(value * 1000) / 10:.1f}%"
 
@@ -36,23 +40,27 @@ COLUMNS = (
     Column("state", 10, lambda e: e.state, lambda e: (e.state not in LIVE, e.state)),
     Column("run", 0, lambda e: f"{e.name}/{e.id}", lambda e: (e.name, e.id)),
     Column("done", 6, lambda e: _share(e.share), lambda e: e.share),
-    Column("loss", 8, lambda e: "" if e.loss is None else figure(e.loss), lambda e: e.loss),
+    Column("loss", 9, lambda e: "" if e.loss is None else figure(e.loss), lambda e: e.loss),
     Column("tok/s", 6, lambda e: "" if not e.tokens_per_s else count(e.tokens_per_s), lambda e: e.tokens_per_s),
     Column("ETA", 9, lambda e: "" if e.eta_s is None else duration(e.eta_s), lambda e: e.eta_s),
-    Column("goodput", 7, lambda e: "" if e.goodput is None else f"{e.goodput:.1%}", lambda e: e.goodput),
+    Column("finding", 8, lambda e: e.severity, lambda e: SEVERITIES.get(e.severity)),
+    Column("goodput", 7, lambda e: "" if e.goodput is None else f"{e.goodput:.1%}", lambda e: e.goodput, 100),
     Column("step", 9, lambda e: "" if e.step is None else f"{e.step:,}", lambda e: e.step, 110),
     Column("try", 3, lambda e: "" if e.attempt is None else str(e.attempt), lambda e: e.attempt, 110),
     Column("last step", 9, lambda e: "" if e.age is None else duration(e.age), lambda e: e.age, 110),
     Column("cluster", 10, lambda e: e.cluster, lambda e: e.cluster, 130),
 )
 NEWEST = "newest"
+LEFT = ("state", "run", "finding")  # columns of words
 
 
 class Runs(View):
     title = "runs"
     keys = (
         Key("enter", "open", "Open the run; a double click does it too."),
-        Key("/", "filter", "Only runs with these words in name, id, state, reason or changes.", asks="filter"),
+        Key(
+            "/", "filter", "Only runs with these words in name, id, state, reason, changes or findings.", asks="filter"
+        ),
         Key("s", "sort", "By the next column; a click on a heading does it too."),
         Key("r", "reverse", "The other way round."),
         Key("space", "mark", "Mark runs to compare them."),
@@ -118,8 +126,8 @@ class Runs(View):
         rows += [self._row(e, columns, width) for e in shown[self._first : self._first + room]]
         rows += [Text() for _ in range(height - 1 - len(rows))]
         entry = shown[place]
-        why = " · ".join(part for part in (entry.reason, entry.changes) if part)
-        rows.append(Text(f" {clean(why)}", DIM if not entry.reason else "yellow"))
+        why = " · ".join(part for part in (entry.changes, entry.reason, entry.finding) if part)
+        rows.append(Text(f" {clean(why)}", "yellow" if entry.reason or entry.finding else DIM))
         return rows
 
     def _widths(self, columns: list[Column], width: int) -> list[int]:
@@ -132,7 +140,7 @@ class Runs(View):
             begin = row.cell_len
             text = column.title[:wide]
             row.append(
-                (text.ljust(wide) if column.title in ("state", "run") else text.rjust(wide)) + " ",
+                (text.ljust(wide) if column.title in LEFT else text.rjust(wide)) + " ",
                 f"bold {'reverse' if column.title == self._sort else DIM}",
             )
             self._heads.append((begin, row.cell_len, column.title))
@@ -143,9 +151,10 @@ class Runs(View):
         row = Text.assemble(("*" if entry.folder in self._marked else " ", "bold cyan"))
         row.append(">" if chosen else " ", "bold")
         for column, wide in zip(columns, self._widths(columns, width), strict=True):
-            text = Text(clean(column.text(entry)))
+            said = clean(column.text(entry))
+            text = Text(_fitted(said, wide) if column.title == "run" else said)
             text.truncate(wide, overflow="ellipsis", pad=False)
-            if column.title in ("state", "run"):
+            if column.title in LEFT:
                 text.pad_right(wide - text.cell_len)
             else:
                 text.pad_left(wide - text.cell_len)
@@ -206,6 +215,14 @@ class Runs(View):
             self.press("down" if by > 0 else "up")
 
 
+def _fitted(name: str, width: int) -> str:
+    """A name that is too long without a piece in its middle: runs of a sweep differ in their ends."""
+    if len(name) <= width:
+        return name
+    tail = (2 * width) // 3
+    return f"{name[: width - tail - 1]}…{name[-tail:]}"
+
+
 def _known(value: Any) -> bool:
     return value is not None and not (isinstance(value, float) and math.isnan(value))
 
@@ -214,6 +231,8 @@ def _style(title: str, entry: Entry) -> str:
     if title == "state":
         look = STATE_STYLES.get(entry.state, "yellow" if entry.state in LIVE else "")
         return {"black on green": "green", "white on red": "bold red"}.get(look, look)
+    if title == "finding" and entry.severity:
+        return {"critical": "bold red", "warning": "yellow"}.get(entry.severity, DIM)
     if title == "loss" and entry.loss is not None and not math.isfinite(entry.loss):
         return "bold red"
     return ""
