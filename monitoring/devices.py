@@ -44,6 +44,7 @@ class Sampler:
         self._record = record
         self._sources: list[Callable[[], dict[str, float]]] = [_Process()]
         if host:
+            psutil.cpu_percent()  # the first call only sets the beginning
             self._sources.append(_host)
         self._gpu = gpu
         self._every = every
