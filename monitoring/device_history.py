@@ -15,26 +15,12 @@ import numpy as np
 
 from monitoring import compacted, fields, layout
 from monitoring.columns import Columns, Samples
+from monitoring.device_metrics import BY_NODE, METRICS, PEAKS
 from monitoring.history import Attempt, History
 from monitoring.ranks import DeviceFile, from_table, node_of, world_size
 from monitoring.tail import RecordTail
 from monitoring.time_bins import TimeBins
 
-# The metrics of which there is a history (monitoring/devices.py says what they are): how they are called, their unit.
-METRICS = {
-    "gpu_util": ("GPU use", "%"),
-    "power_w": ("power", "W"),
-    "gpu_memory_gib": ("GPU memory", "GiB"),
-    "temperature_c": ("temperature", "C"),
-    "clock_mhz": ("clock", "MHz"),
-    "throttled": ("throttled", "%"),
-    "cpu_cores": ("CPU cores", ""),
-    "memory_gib": ("memory", "GiB"),
-    "host_cpu_util": ("node's CPU", "%"),
-    "host_memory_gib": ("node's memory", "GiB"),
-}
-PEAKS = {"temperature_c", "gpu_memory_gib", "memory_gib", "host_memory_gib"}  # of these the highest is what hurts
-BY_NODE = {"host_cpu_util", "host_memory_gib"}  # told by one rank of each node
 # What a map's scale spans in every run alike; of other metrics, what was recorded.
 SPANS = {"gpu_util": (0.0, 1.0), "throttled": (0.0, 1.0), "host_cpu_util": (0.0, 1.0), "temperature_c": (40.0, 90.0)}
 LEAST = 0.2  # of the highest value: less than that between the lowest and it is no difference to look at

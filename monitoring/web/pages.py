@@ -17,7 +17,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from monitoring.curves import AXES
-from monitoring.device_history import METRICS
+from monitoring.device_metrics import METRICS
 from monitoring.export import openmetrics
 from monitoring.ranks import PARTS
 from monitoring.web import logs, views, watched

@@ -13,7 +13,8 @@ import numpy as np
 
 from monitoring import layout
 from monitoring.curves import Curves
-from monitoring.device_history import METRICS, PEAKS, DeviceHistory, DeviceTimes
+from monitoring.device_history import DeviceHistory, DeviceTimes
+from monitoring.device_metrics import METRICS, PEAKS
 from monitoring.experts import ExpertLoads, Experts
 from monitoring.history import read_json
 from monitoring.latest import Latest

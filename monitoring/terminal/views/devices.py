@@ -7,7 +7,8 @@ import math
 import numpy as np
 from rich.text import Text
 
-from monitoring.device_history import METRICS, PEAKS, DeviceTimes
+from monitoring.device_history import DeviceTimes
+from monitoring.device_metrics import METRICS, PEAKS
 from monitoring.latest import Latest
 from monitoring.snapshot import Snapshot
 from monitoring.terminal.heat import Scale, columns, heat
