@@ -3,8 +3,9 @@
     python -m benchmarks.monitoring [--json] [--steps 300000] [--ranks 96] [--peer-steps 100000]
 
 A generated run of four attempts, the last still going on: 16 metrics a step of rank 0, a summary of each rank and the
-loads of experts as often as the configuration's defaults say. Each reading is timed in a process of its own, after the
-files were put out of the page cache; the time of the first view counts from that process's start, imports included.
+loads of experts as often as the configuration's defaults say, what each rank's device did each minute. Each reading is
+timed in a process of its own, after the files were put out of the page cache; the time of the first view counts from
+that process's start, imports included.
 
 TensorBoard gets the same values, an event each as SummaryWriter writes them, and once more with all of a step in one
 event; both of its readers keep them all, as ours do. Its Python loader is timed on fewer steps, and so are we for that
@@ -67,7 +68,7 @@ def _figures(args: argparse.Namespace, folder: Path) -> list[Figure]:
     many = _made(folder / "many", lambda path: generate.many_runs(path, RUNS))
     _drop_parquet(run)
     record = _measure("record", folder / "recorded")
-    first, ranks = _measure("first_view", run), _measure("ranks_view", run)
+    first, ranks, devices = (_measure(name, run) for name in ("first_view", "ranks_view", "devices_view"))
     idle, new = _measure("refresh_idle", run), _refresh_1000(run)
     zoom = _measure("zoom", folder)
     listed = _measure("sweep_list", many)
@@ -76,6 +77,7 @@ def _figures(args: argparse.Namespace, folder: Path) -> list[Figure]:
     compacting = time.perf_counter() - begin
     sizes = [sum(path.stat().st_size for path in run.glob(f"attempts/[0-2]/*.{end}")) for end in ("jsonl", "parquet")]
     first_compacted, ranks_compacted = _measure("first_view", run), _measure("ranks_view", run)
+    devices_compacted = _measure("devices_view", run)
     peers, ours = _peers(args, folder), first["wall_s"]
     not_here = "TensorBoard is not installed"
     few = peers and f"{args.peer_steps} steps: {peers.python_s:.1f} s, ours"
@@ -91,6 +93,9 @@ def _figures(args: argparse.Namespace, folder: Path) -> list[Figure]:
         Figure("ranks_view_records_s", ranks["view_s"], "s", "<= 20", "all from records"),
         Figure("ranks_view_records_cpu_s", ranks["cpu_s"], "s", "", "CPU of that process, opening the run included"),
         Figure("ranks_view_mb", ranks["peak_mb"], "MB", "", "peak memory, all from records"),
+        Figure("devices_view_s", devices_compacted["view_s"], "s", "<= 5", "what has ended from Parquet"),
+        Figure("devices_view_records_s", devices["view_s"], "s", "<= 20", "all from records"),
+        Figure("devices_view_mb", devices["peak_mb"], "MB", "", "peak memory, all from records"),
         Figure("refresh_idle_ms", idle["cpu_ms"], "ms", "<= 20", f"CPU, mean of {REFRESHES}, one each {INTERVAL} s"),
         Figure("refresh_1000_ms", new["cpu_ms"], "ms", "<= 5", "CPU, for 1,000 new records, median"),
         Figure("sweep_1000_list_s", listed["wall_s"], "s", "<= 2", f"hpc runs over {RUNS} runs"),
@@ -209,6 +214,21 @@ def _ranks_view(run: Path) -> dict[str, float]:
     seconds = time.perf_counter() - begin
     if np.isnan(times.seconds).any() or times.steps[-1] != history.last[0]:  # pyright: ignore[reportOptionalSubscript]
         raise RuntimeError("some ranks' times are missing")
+    return {"view_s": seconds, "peak_mb": _peak_mb()}
+
+
+def _devices_view(run: Path) -> dict[str, float]:
+    """The map of a metric over the time of the run, in a process that has shown the run already."""
+    from monitoring.device_history import DeviceHistory
+    from monitoring.history import History
+
+    history = History(run)
+    history.refresh()
+    begin = time.perf_counter()
+    times = DeviceHistory(run, history).read("power_w")
+    seconds = time.perf_counter() - begin
+    if not len(times.ranks) or np.isnan(times.newest).any():
+        raise RuntimeError("some ranks' devices are missing")
     return {"view_s": seconds, "peak_mb": _peak_mb()}
 
 
@@ -341,6 +361,7 @@ MEASURES: dict[str, Callable[[Path], dict[str, float]]] = {
     "record": _record,
     "first_view": _first_view,
     "ranks_view": _ranks_view,
+    "devices_view": _devices_view,
     "refresh_idle": _refresh_idle,
     "refresh_1000": _refresh_new,
     "zoom": _zoom,

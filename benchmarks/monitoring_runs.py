@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 
 from monitoring import layout
+from monitoring.devices import EVERY, LATER, summary
 from monitoring.recorder import PROTOCOL, encode
 from trainer.config import TrainConfig
 
@@ -19,6 +20,7 @@ STEP_S = 0.41
 ATTEMPTS = 4
 LOST = 400  # steps that each attempt but the last loses
 LAYERS, EXPERTS = 4, 32
+DEVICES_EVERY = EVERY * LATER  # seconds
 RANKS_EVERY = TrainConfig.ranks_every
 EXPERTS_EVERY = TrainConfig.experts_every
 # What a training records with each step, and each rank of its own.
@@ -45,7 +47,7 @@ def values(count: int, seed: int) -> np.ndarray:
 
 
 def long_run(folder: Path, steps: int, ranks: int, *, alone: bool = False) -> Path:
-    """A run of several attempts, the last of which is still going on; ``alone``: over, and without experts."""
+    """A run of several attempts, the last of which is still going on; ``alone``: over, without experts and devices."""
     nodes = [f"n2gpu{1201 + n}" for n in range(max(1, ranks // 4))]
     for number, (first, last) in enumerate(stretches(steps)):
         attempt = layout.attempt_folder(folder, number)
@@ -61,7 +63,7 @@ def long_run(folder: Path, steps: int, ranks: int, *, alone: bool = False) -> Pa
         }
         layout.attempt_info(attempt).write_text(json.dumps(info))
         for rank in range(ranks):
-            _rank(attempt, number, rank, ranks, first, last, began)
+            _rank(attempt, number, rank, ranks, first, last, began, devices=not alone)
         if not alone:
             _experts(attempt, number, ranks, first, last, began)
         layout.rank_log(attempt, 0).write_text("step\n" * 100)
@@ -77,9 +79,12 @@ def _header(number: int, rank: int, ranks: int, began: float) -> list[bytes]:
     return encode(0, began, "header", {"protocol": PROTOCOL, **fields, "start": began})
 
 
-def _rank(attempt: Path, number: int, rank: int, ranks: int, first: int, last: int, began: float) -> None:
+def _rank(
+    attempt: Path, number: int, rank: int, ranks: int, first: int, last: int, began: float, *, devices: bool
+) -> None:
     """One rank's file; rank 0's has all steps too, and what happened."""
     made = _header(number, rank, ranks, began)
+    told, random = began, np.random.default_rng(1000 * number + rank)
     own = {"seq": 0, "t": 0.0, "kind": "rank", "step": 0}
     steps = range(first, last + 1) if not rank else [s for s in range(first, last + 1) if s % RANKS_EVERY == 0]
     for step, row in zip(steps, values(len(steps), 1000 * number + rank).tolist(), strict=True):
@@ -89,7 +94,20 @@ def _rank(attempt: Path, number: int, rank: int, ranks: int, first: int, last: i
             made.append(orjson.dumps({**own, "seq": len(made), "t": t, "step": step, **parts}) + b"\n")
         if not rank:
             made += step_lines(len(made), t, step, row)
+        if devices and t - told >= DEVICES_EVERY:
+            told = t
+            made += encode(len(made), t, "device", device(t - began, random, node=rank % 4 == 0))
     layout.rank_records(attempt, rank).write_bytes(b"".join(made))
+
+
+def device(seconds: float, random: np.random.Generator, *, node: bool) -> dict[str, float]:
+    """What a rank records of an A100, its process and, if it tells of it, its node."""
+    use, heat, *rest = random.random(5)
+    gpu = {"cpu_cores": 1 + rest[0], "memory_gib": 14 + rest[1], "gpu_util": 0.9 + use / 10, "clock_mhz": 1410.0}
+    more = {"gpu_memory_gib": 36.25, "gpu_memory_total_gib": 40.0, "temperature_c": 55 + 10 * heat}
+    power = {"power_w": 350 + 50 * use, "energy_j": round(375 * seconds), "throttled": 0.0, "ecc_errors": 0.0}
+    host = {"host_cpu_util": rest[2], "host_memory_gib": 120.0, "host_memory_total_gib": 503.5} if node else {}
+    return summary([gpu | more | power | host])
 
 
 def step_lines(seq: int, t: float, step: int, row: list[float]) -> list[bytes]:

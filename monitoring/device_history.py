@@ -7,6 +7,7 @@ asked for, and then only what is new. What is kept does not grow with the run: b
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,26 +15,15 @@ import numpy as np
 
 from monitoring import compacted, fields, layout
 from monitoring.columns import Columns, Samples
+from monitoring.device_metrics import BY_NODE, METRICS, PEAKS
 from monitoring.history import Attempt, History
 from monitoring.ranks import DeviceFile, from_table, node_of, world_size
 from monitoring.tail import RecordTail
 from monitoring.time_bins import TimeBins
 
-# The metrics of which there is a history (monitoring/devices.py says what they are): how they are called, their unit.
-METRICS = {
-    "gpu_util": ("GPU use", "%"),
-    "power_w": ("power", "W"),
-    "gpu_memory_gib": ("GPU memory", "GiB"),
-    "temperature_c": ("temperature", "C"),
-    "clock_mhz": ("clock", "MHz"),
-    "throttled": ("throttled", "%"),
-    "cpu_cores": ("CPU cores", ""),
-    "memory_gib": ("memory", "GiB"),
-    "host_cpu_util": ("node's CPU", "%"),
-    "host_memory_gib": ("node's memory", "GiB"),
-}
-PEAKS = {"temperature_c", "gpu_memory_gib", "memory_gib", "host_memory_gib"}  # of these the highest is what hurts
-BY_NODE = {"host_cpu_util", "host_memory_gib"}  # told by one rank of each node
+# What a map's scale spans in every run alike; of other metrics, what was recorded.
+SPANS = {"gpu_util": (0.0, 1.0), "throttled": (0.0, 1.0), "host_cpu_util": (0.0, 1.0), "temperature_c": (40.0, 90.0)}
+LEAST = 0.2  # of the highest value: less than that between the lowest and it is no difference to look at
 WIDTH = 64.0  # seconds of a bin: a little more than a record is of, so that none is empty while a rank records
 MOST = 1024  # bins
 ODD = 86400.0  # seconds before an attempt, or after now, that no clock of a node is wrong by without being nonsense
@@ -60,6 +50,25 @@ class DeviceTimes:
     def values(self) -> np.ndarray:
         """(R, B): the highest of a bin where that is what hurts, else the mean."""
         return self.highest if self.metric in PEAKS else self.mean
+
+    def span(self) -> tuple[float, float]:
+        """The lowest and the highest value of a scale for ``values``."""
+        if self.metric in SPANS:
+            return SPANS[self.metric]
+        known = self.values[~np.isnan(self.values)]
+        high = float(known.max()) if len(known) else 1.0
+        return min(float(known.min()) if len(known) else 0.0, high - LEAST * abs(high)), high
+
+    def coarser(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """(times, ``values``) in at most so many bins, each of as many of these."""
+        size = max(1, -(-len(self.times) // most))
+        short = -len(self.times) % size
+        padded = np.pad(self.values, ((0, 0), (0, short)), constant_values=np.nan)
+        parts = padded.reshape(len(self.ranks), -1, size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a bin of which no rank told
+            joined = np.nanmax(parts, axis=2) if self.metric in PEAKS else np.nanmean(parts, axis=2)
+        return self.times[::size], joined
 
     def told(self) -> list[int]:
         """The rows to show: of what one rank of each node tells, those of these ranks, else all."""

@@ -17,15 +17,13 @@ from typing import Any
 
 import psutil
 
+from monitoring.device_metrics import COUNTERS, PEAKS, TOTALS
+
 EVERY = 10.0  # seconds between two samples
 FIRST = (1, 1, 2)  # samples of the first records, so that a short run shows something too
 LATER = 6  # samples of each record after these
 GIB = 2**30
 DIGITS = 4  # significant ones that a measured value has
-# What a record says of its samples, where it is not their mean.
-COUNTERS = ("energy_j", "ecc_errors", "xid")  # the newest, and all its digits before the point
-TOTALS = ("gpu_memory_total_gib", "host_memory_total_gib")  # the newest
-PEAKS = ("temperature_c", "gpu_memory_gib", "memory_gib", "host_memory_gib")  # the highest, which is what hurts
 
 
 class Sampler:
@@ -44,6 +42,7 @@ class Sampler:
         self._record = record
         self._sources: list[Callable[[], dict[str, float]]] = [_Process()]
         if host:
+            psutil.cpu_percent()  # the first call only sets the beginning
             self._sources.append(_host)
         self._gpu = gpu
         self._every = every
@@ -80,7 +79,7 @@ class Sampler:
 
 
 def summary(samples: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What one record says of consecutive samples: of each metric the mean, but for those that are named above."""
+    """What one record says of consecutive samples: of each metric the mean, but for a few."""
     names = dict.fromkeys(name for sample in samples for name in sample)
     return {name: _one(name, [sample[name] for sample in samples if name in sample]) for name in names}
 

@@ -22,7 +22,7 @@ when the record was made, unix seconds; a clock may jump, so order is by ``seq``
 - ``step``: one optimizer step, rank 0 only. ``step``, ``tokens`` (consumed since the first attempt; 0 where a program
   does not say), metrics.
 - ``rank``: a summary of one rank. ``step``, ``step_s`` (seconds of a step), metrics.
-- ``device``: what the rank's GPU, process and node did at ``t``: metrics (``monitoring/devices.py`` names them).
+- ``device``: what the rank's GPU, process and node did up to ``t``: metrics (``monitoring/devices.py`` says which).
 - ``experts``: ``step``, ``layer``, ``first``, ``load``: tokens routed to the layer's experts ``first``,
   ``first + 1`` ... as integers. A layer of more than 256 experts takes several lines. The line with ``first`` 0
   may also have ``entropy``, a metric: the mean entropy of the layer's router, natural logarithm; and

@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from monitoring.curves import AXES
+from monitoring.device_metrics import METRICS
 from monitoring.export import openmetrics
 from monitoring.ranks import PARTS
 from monitoring.web import logs, views, watched
@@ -192,8 +193,13 @@ class Pages:
         return _json(await in_thread(lambda: watched.loads(run.experts(layer), low, high)))
 
     async def devices(self, request: Request) -> Response:
+        """The newest of each rank; or of one ``metric``, which may be empty, what it was over the time of the run."""
         run = await in_thread(self.hub.watched, request.query_params.get("run", ""))
-        return _json({"ranks": await in_thread(run.summaries)})
+        if (metric := request.query_params.get("metric")) is None:
+            return _json({"ranks": await in_thread(run.summaries)})
+        if metric and metric not in METRICS:
+            raise Mistake(f"metric: one of {', '.join(METRICS)}")
+        return _json(await in_thread(lambda: watched.over_time(*run.devices(metric or None))))
 
     async def log(self, request: Request) -> Response:
         """The end of a log, what comes before a place in it, or the lines that contain a text."""

@@ -13,6 +13,8 @@ import numpy as np
 
 from monitoring import layout
 from monitoring.curves import Curves
+from monitoring.device_history import DeviceHistory, DeviceTimes
+from monitoring.device_metrics import METRICS, PEAKS
 from monitoring.experts import ExpertLoads, Experts
 from monitoring.history import read_json
 from monitoring.latest import Latest
@@ -57,6 +59,7 @@ class Watched:
         self._curves = Curves(self._reader.history)
         self._ranks: dict[str, Ranks] = {}  # by part of a step; these read many files, and only where somebody asks
         self._experts: Experts | None = None
+        self._devices: DeviceHistory | None = None
         self._latest = Latest(folder, ("rank", "step", "device"))
 
     def snapshot(self, job: JobState | None = None) -> Snapshot:
@@ -99,6 +102,17 @@ class Watched:
             self._refreshed(None)
             self._experts = self._experts or Experts(self.folder, self._reader.history)
             return self._experts.read(layer)
+
+    def devices(self, metric: str | None) -> tuple[DeviceTimes, list[str]]:
+        """A metric of the devices over time, and those of which there is anything; None: the first of these."""
+        with self._lock:
+            self._refreshed(None)
+            self._devices = self._devices or DeviceHistory(self.folder, self._reader.history)
+            found = self._devices.read(metric or next(iter(METRICS)))
+            names = self._devices.metrics()
+            if metric is None and names and found.metric not in names:
+                found = self._devices.read(names[0])
+            return found, names
 
     def summaries(self) -> list[dict[str, Any]]:
         """The newest record that each rank of the newest attempt wrote of itself and its device."""
@@ -193,3 +207,23 @@ def loads(found: ExpertLoads, low: float, high: float) -> dict[str, Any]:
     rest: Sequence[np.ndarray] = (found.entropy[None, :], found.dropped[None, :].astype(float))
     entropy, dropped = (binned(found.steps, each, low, high).values[0] for each in rest)
     return {"steps": shares.steps, "share": numbers(shares.values, 4), "entropy": entropy, "dropped": dropped}
+
+
+def over_time(found: DeviceTimes, names: list[str]) -> dict[str, Any]:
+    """A metric of devices by rank; times are seconds since the first attempt began."""
+    times, values = found.coarser(COLUMNS)
+    rows = found.told()
+    return {
+        "metric": found.metric,
+        "metrics": [{"id": name, "name": METRICS[name][0], "unit": METRICS[name][1]} for name in names],
+        "highest": found.metric in PEAKS,  # what a value is of its time; else the mean
+        "span": found.span(),
+        "ranks": [found.ranks[row] for row in rows],
+        "nodes": [found.nodes[row] for row in rows],
+        "times": times - found.began,
+        "end": float(found.times[-1]) + found.width - found.began if len(times) else 0.0,
+        "values": numbers(values[rows], 4),
+        "newest": numbers(found.newest[rows], 4),
+        "average": numbers(found.average[rows], 4),
+        "peak": numbers(found.peak[rows], 4),
+    }

@@ -18,7 +18,7 @@ from monitoring.recorder import Recorder
 from monitoring.web.pages import SILENCE, application
 from monitoring.web.security import Guard
 from monitoring.web.server import on_port
-from tests.monitoring.generate import BATCH, Shape, Try, generate, waits_for_data
+from tests.monitoring.generate import BATCH, Shape, Try, generate, hours_of_devices, waits_for_data
 from tests.monitoring.web import DONE, HOSTILE, RUN, SWEEP, TOKEN, source, tree
 
 if TYPE_CHECKING:
@@ -348,6 +348,34 @@ def test_the_ranks_open_with_the_part_in_which_one_is_slow(viewer: Viewer, root:
         part.select_option("Whole step")
         ranks.get_by_text("steps take as long on all").wait_for()
         assert "Times the median" in ranks.locator("thead").inner_text()
+        assert viewer.complaints == []
+    finally:
+        viewer.page.goto("about:blank")
+        shutil.rmtree(extra.parent)
+
+
+def test_what_devices_did_over_time_is_a_map_and_a_table(viewer: Viewer, root: Path) -> None:
+    extra = generate(root / "hours" / "20251101-000000-dddd")
+    hours_of_devices(extra)
+    try:
+        viewer.page.goto("/run?run=hours/20251101-000000-dddd")
+        viewer.page.wait_for_selector(READY["run"])
+        devices = viewer.page.locator("#devices")
+        devices.scroll_into_view_if_needed()
+        metric = devices.get_by_label("Metric", exact=True)
+        metric.wait_for()
+        assert metric.input_value() == "gpu_util"
+        first = devices.locator("tbody").first.locator("tr").first
+        assert first.inner_text().split()[:2] == ["2", "n2gpu1205"] and "84 %" in first.inner_text()  # it idled
+        metric.select_option("Temperature")
+        devices.get_by_text("Temperature of each rank").wait_for()
+        assert first.inner_text().split()[0] == "1" and "94.00 C" in first.inner_text()
+        canvas = devices.locator("canvas.heat")
+        assert "highest temperature by rank over time: 4 rows, 0.0 h to " in (canvas.get_attribute("aria-label") or "")
+        canvas.focus()
+        viewer.page.keyboard.press("ArrowRight")
+        devices.locator("output", has_text="rank 0 on n2gpu1201, from 10.0 h: 6").wait_for()
+        assert "Newest of each rank of the newest attempt" in devices.inner_text()
         assert viewer.complaints == []
     finally:
         viewer.page.goto("about:blank")

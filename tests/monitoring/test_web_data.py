@@ -28,7 +28,7 @@ from monitoring.web.pages import Pages, application
 from monitoring.web.security import Guard
 from monitoring.web.threads import Shared, in_thread
 from monitoring.web.watched import binned
-from tests.monitoring.generate import BATCH, Shape, Try, finish, generate, loss
+from tests.monitoring.generate import BATCH, Shape, Try, finish, generate, hours_of_devices, loss
 from tests.monitoring.web import (
     DONE,
     HOSTILE,
@@ -246,6 +246,25 @@ def test_ranks_experts_and_devices(viewer: TestClient) -> None:
     assert len(loads["share"]) == 16 and len(loads["entropy"]) == len(loads["steps"])
     assert viewer.get("/api/experts", params={"run": DONE, "layer": 99}).json()["steps"] == []
     assert [each["rank"] for each in viewer.get("/api/devices", params={"run": RUN}).json()["ranks"]] == [0, 1, 2, 3]
+
+
+def test_devices_over_time(root: Path, viewer: TestClient) -> None:
+    hours_of_devices(root / RUN)
+    found = viewer.get("/api/devices", params={"run": RUN, "metric": ""}).json()
+    assert found["metric"] == "gpu_util" and found["span"] == [0, 1] and not found["highest"]
+    assert {"id": "power_w", "name": "power", "unit": "W"} in found["metrics"] and len(found["metrics"]) == 10
+    assert found["ranks"] == [0, 1, 2, 3] and found["nodes"][3] == "n2gpu1205"
+    assert len(found["times"]) == len(found["values"][2]) <= 400 and found["end"] == pytest.approx(36000, abs=200)
+    assert "NaN" in found["values"][2]  # between two attempts
+    hot = viewer.get("/api/devices", params={"run": RUN, "metric": "temperature_c"}).json()
+    assert hot["highest"] and hot["peak"][1] > 90 and hot["newest"][0] < 65
+    assert viewer.get("/api/devices", params={"run": RUN, "metric": "host_cpu_util"}).json()["ranks"] == [0, 2]
+    refused = viewer.get("/api/devices", params={"run": RUN, "metric": "<b>"})
+    assert refused.status_code == 400 and "metric: one of gpu_util, power_w" in refused.text
+    none = viewer.get("/api/devices", params={"run": DONE, "metric": ""}).json()
+    assert none["metrics"] == none["times"] == [] and none["end"] == 0
+    newest = viewer.get("/api/devices", params={"run": RUN}).json()["ranks"]
+    assert [each["temperature_c"] for each in newest] == hot["newest"]
 
 
 def test_a_sweep_has_a_row_for_each_run_begun_or_not(viewer: TestClient) -> None:

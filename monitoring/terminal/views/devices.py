@@ -7,7 +7,8 @@ import math
 import numpy as np
 from rich.text import Text
 
-from monitoring.device_history import METRICS, PEAKS, DeviceTimes
+from monitoring.device_history import DeviceTimes
+from monitoring.device_metrics import METRICS, PEAKS
 from monitoring.latest import Latest
 from monitoring.snapshot import Snapshot
 from monitoring.terminal.heat import Scale, columns, heat
@@ -24,12 +25,8 @@ TAIL = 16  # columns right of the map
 CHARS, PLAIN = "·░▒▓█", ".:+%#"
 MORE = ("blue", "cyan", "green", "yellow", "bold bright_white")  # from little to much, of which neither is bad
 WORSE = ("blue", "green", "yellow", "bright_red", "bold red")
-SHARES = (0.2, 0.4, 0.6, 0.8)
-FIXED = {  # bounds that mean the same in every run; those of other metrics follow from what was recorded
-    **{"gpu_util": (SHARES, MORE), "host_cpu_util": (SHARES, MORE)},
-    **{"throttled": ((0.0, 0.1, 0.5, 0.9), WORSE), "temperature_c": ((50.0, 65.0, 75.0, 85.0), WORSE)},
-}
-LEAST = 0.2  # of the highest value: less than that between the lowest and it is no difference to look at
+SHARES = (0.2, 0.4, 0.6, 0.8)  # of the span of a scale: its bounds
+EVER = (0.0, 0.1, 0.5, 0.9)  # those of a GPU that is held down, which it should not be at all
 HOURS = 3 * 3600.0  # seconds from which on an axis is of hours
 
 
@@ -71,7 +68,7 @@ class Devices(Mapped):
             return empty("the device records are gone", height)
         begin = self.begin(times.times)
         seen, values = times.times[begin:], times.values[:, begin:]
-        scale, labels = scaled(times.metric, values)
+        scale, labels = scaled(times)
         legend = Text(f" {_kind(times)} {METRICS[times.metric][0]}", "bold") + scale.legend(labels, unicode=unicode)
         rows = [_totals(times), legend]
         shown = self.page(times.told(), height - len(rows) - 2)
@@ -128,16 +125,12 @@ class Devices(Mapped):
             super().scroll(x, y, by)
 
 
-def scaled(metric: str, values: np.ndarray) -> tuple[Scale, tuple[str, ...]]:
+def scaled(times: DeviceTimes) -> tuple[Scale, tuple[str, ...]]:
     """The scale of a map and what its levels are called."""
-    known = values[np.isfinite(values)]
-    if metric in FIXED:
-        bounds, styles = FIXED[metric]
-    else:
-        high = float(known.max()) if len(known) else 1.0
-        low = min(float(known.min()) if len(known) else 0.0, high - LEAST * abs(high))
-        bounds, styles = tuple(low + (high - low) * share for share in SHARES), MORE
-    unit = METRICS[metric][1]
+    low, high = times.span()
+    bounds = EVER if times.metric == "throttled" else tuple(low + (high - low) * share for share in SHARES)
+    styles = WORSE if times.metric in ("throttled", "temperature_c") else MORE
+    unit = METRICS[times.metric][1]
     first, *more, last = (f"{100 * each:.0f}" if unit == "%" else f"{each:.4g}" for each in bounds)
     below = f"below {first}" if bounds[0] > 0 else first
     return Scale(bounds, CHARS, PLAIN, styles), (below, f"over {first}", *more, f"{last} {unit}".rstrip())

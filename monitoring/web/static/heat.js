@@ -1,7 +1,8 @@
-// A heat map: rows of values over steps. Cells are read by pointer and by keyboard; beside it stands a table.
+// A heat map: rows of values over steps or time. Cells are read by pointer and by keyboard; beside it stands a table.
 
 import { el } from "./dom.js";
 
+const ASK = "Point at a cell, or focus the map and use the arrow keys.";
 const scheme = matchMedia("(prefers-color-scheme: dark)");
 const rgb = (name) => {
   const text = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -34,7 +35,8 @@ export class Heat {
       onpointermove: (event) => this.hover(event),
       onkeydown: (event) => this.key(event),
     });
-    this.readout = el("output", { class: "readout" }, "Point at a cell, or focus the map and use the arrow keys.");
+    this.readout = el("output", { class: "readout" }, ASK);
+    [this.low, this.high] = ends.map((each) => el("span", {}, each));
     this.from = el("span");
     this.to = el("span");
     this.node = el(
@@ -46,12 +48,19 @@ export class Heat {
       el(
         "p",
         { class: "scale quiet" },
-        ends[0],
+        this.low,
         el("canvas", { class: "ramp", width: 64, height: 1, "aria-hidden": "true" }),
-        ends[1],
+        this.high,
       ),
     );
     scheme.addEventListener("change", () => this.draw());
+  }
+
+  /** What is shown from now on: something else on another scale. */
+  become(label, colours, ends) {
+    [this.label, this.colours, this.at] = [label, colours, null];
+    [this.low.textContent, this.high.textContent] = ends;
+    this.readout.textContent = ASK;
   }
 
   show(rows, columns, from, to) {
