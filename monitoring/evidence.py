@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from monitoring import fields, layout
+from monitoring import evaluations, fields, layout
 from monitoring.history import Attempt, History, Series
 from monitoring.recorder import metric
 from monitoring.snapshot import ExpertLoad, Snapshot
@@ -59,7 +59,7 @@ class Evidence:
     snapshot: Snapshot
     steps: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # of the curve
     times: np.ndarray = field(default_factory=lambda: np.empty(0))  # unix seconds, one for each of ``steps``
-    series: Mapping[str, Series] = field(default_factory=dict)  # every metric of the curve
+    series: Mapping[str, Series] = field(default_factory=dict)  # metrics of the curve, evaluations of checkpoints
     events: Sequence[Mapping[str, Any]] = ()  # of the newest attempt
     began: float | None = None  # when the newest attempt did
     pulses: Sequence[Pulse] = ()  # of the newest attempt
@@ -107,6 +107,7 @@ class Gathering:
 
     def __init__(self, run: Path) -> None:
         self.run = Path(run)
+        self._evaluations = evaluations.Evaluations(self.run)
         self._attempt: Path | None = None
         self._tails: dict[int, RecordTail] = {}
         self._rows: dict[int, deque[dict[str, Any]]] = {}
@@ -124,7 +125,8 @@ class Gathering:
             snapshot=snapshot,
             steps=np.concatenate([np.array(each.steps[: each.kept]) for each in stretches] or [np.empty(0, np.int64)]),
             times=np.concatenate([np.array(each.times[: each.kept]) for each in stretches] or [np.empty(0)]),
-            series={name: history.series(name) for name in history.names()},
+            series={name: history.series(name) for name in history.names()}
+            | evaluations.series(self._evaluations.refresh()),
             events=tuple(live.events) if live else (),
             began=snapshot.attempts[-1].began if snapshot.attempts else None,
             pulses=tuple(self._pulse(rank, nodes.get(rank, "")) for rank in sorted(self._tails)),

@@ -9,6 +9,8 @@ runs/<name>/<id>/
     experts.jsonl    tokens per expert, written by rank 0
     steps.parquet  ranks.parquet  experts.parquet   the same, compacted (monitoring/compacted.py)
     rank-<r>.log     stdout and stderr of a rank
+  evaluations/step-<n>.json   what was measured of a checkpoint
+  checkpoints/step-<n>/COMPLETE   marks a checkpoint that is whole
 ```
 """
 
@@ -25,6 +27,7 @@ JOB_LOG = "job.log"
 SAMPLE = "sample.txt"
 SILENCED = "silenced.json"  # findings of which people want to hear no more, and until when
 
+EVALUATIONS = "evaluations"
 ATTEMPTS = "attempts"
 ATTEMPT_INFO = "attempt.json"
 EXPERTS = "experts.jsonl"
@@ -34,6 +37,7 @@ OWN_RECORDS, FOLLOWED = "own-records", "followed"
 
 _RECORDS = re.compile(r"rank-(\d+)\.jsonl")
 _LOGS = re.compile(r"rank-(\d+)\.log")
+_MEASURED = re.compile(r"step-(\d+)\.json", re.ASCII)
 
 
 def attempt_folder(run: Path, number: int) -> Path:
@@ -75,14 +79,24 @@ def experts_records(attempt: Path) -> Path:
     return attempt / EXPERTS
 
 
+def evaluation(run: Path, step: int) -> Path:
+    """What was measured of the checkpoint of a step."""
+    return run / EVALUATIONS / f"step-{step}.json"
+
+
+def evaluated_steps(run: Path) -> list[int]:
+    """The steps of which there is such a file, ascending."""
+    return _numbered(run / EVALUATIONS, _MEASURED)
+
+
 def recorded_ranks(attempt: Path) -> list[int]:
     """The ranks that have a records file, ascending."""
     return _numbered(attempt, _RECORDS)
 
 
-def _numbered(attempt: Path, name: re.Pattern[str]) -> list[int]:
+def _numbered(folder: Path, name: re.Pattern[str]) -> list[int]:
     try:
-        names = [entry.name for entry in attempt.iterdir()]
+        names = [entry.name for entry in folder.iterdir()]
     except OSError:
         return []
     return sorted(int(match[1]) for each in names if (match := name.fullmatch(each)))

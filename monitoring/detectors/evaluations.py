@@ -1,4 +1,4 @@
-"""What the evaluations of a training show."""
+"""What the evaluations of a training show: those beside its steps, and those of its checkpoints."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from monitoring.evaluations import LOSS as CHECKPOINT
 from monitoring.evidence import Evidence
 from monitoring.findings import Finding, Severity
 from monitoring.history import Series
@@ -58,7 +59,7 @@ def not_finite(evidence: Evidence) -> Iterator[Finding]:
                 Severity.warning,
                 f"{name} is {values[last]} at step {steps[last]:,}",
                 f"{len(bad)} of the last {len(values)} evaluations gave no number",
-                since=evidence.when(steps[bad[0]]),
+                since=evidence.when(float(steps[bad[0]])),
                 about=name,
                 do=f"evaluate its checkpoint once more: hpc evaluate RUN --step {steps[last]} --again",
             )
@@ -66,7 +67,7 @@ def not_finite(evidence: Evidence) -> Iterator[Finding]:
 
 def _evaluations(evidence: Evidence) -> Iterator[tuple[str, Series]]:
     for name, series in evidence.series.items():
-        if name.split("/")[0] == "validation_loss":
+        if name.split("/")[0] in ("validation_loss", CHECKPOINT):
             yield name, series
 
 
