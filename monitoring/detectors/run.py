@@ -53,6 +53,8 @@ def low_goodput(evidence: Evidence) -> Iterator[Finding]:
     """Nodes that are the run's, and do not train."""
     found = evidence.snapshot.outlook
     share = found.ettr_on_nodes
+    if not evidence.trains and not len(evidence.steps):  # it has no steps that training could be seen by
+        return
     if evidence.snapshot.done or share is None or found.on_nodes < JUDGED or share >= LOW:
         return
     most = max(ADVICE, key=lambda bucket: found.seconds[bucket])

@@ -283,6 +283,8 @@ def test_nodes_that_do_not_train_and_what_to_do_about_it() -> None:
     good = replace(given, snapshot=replace(given.snapshot, outlook=outlook(1000)))
     assert not list(run.low_goodput(good))
     (found,) = run.low_goodput(replace(given, snapshot=replace(given.snapshot, outlook=outlook(9000))))
+    other = replace(given, config={"job": {"_target_": "jobs.prepare.Prepare"}})
+    assert not list(run.low_goodput(replace(other, snapshot=replace(given.snapshot, outlook=outlook(9000)))))
     assert "repeated" in found.evidence and "30:00" in found.evidence and "every_steps" in found.do
 
 
