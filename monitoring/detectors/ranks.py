@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from monitoring.evidence import Evidence, Pulse
+from monitoring.evidence import LATE, Evidence, Pulse
 from monitoring.findings import Finding, Severity
 from monitoring.ranks import ALONE
 
@@ -42,8 +42,7 @@ def stall(evidence: Evidence) -> Iterator[Finding]:
         return
     began = evidence.began or evidence.now
     times = evidence.times[evidence.times >= began][-64:]
-    heard = [float(event["t"]) for event in evidence.events] + list(times[-1:]) + [began]
-    quiet = evidence.now - max(heard)
+    quiet = evidence.now - _heard(evidence, times, began)
     usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     what, patience = _promised(evidence, usual, stepped=bool(len(times)))
     if quiet > patience:
@@ -55,6 +54,18 @@ def stall(evidence: Evidence) -> Iterator[Finding]:
             since=evidence.now - quiet,
             do="hpc explain RUN; hpc logs RUN --all; to have it start again: hpc cancel RUN, then hpc resume RUN",
         )
+
+
+def _heard(evidence: Evidence, times: np.ndarray, began: float) -> float:
+    """When the newest word came: unix seconds.
+
+    Of events and of steps the last one counts, not the latest, for a clock may have been ahead for a moment. Where
+    that of the last step is ahead, it still is, and nobody knows.
+    """
+    said = [float(event["t"]) for event in evidence.events[-1:]]
+    if len(times):
+        said = [float(times[-1])] + [t for t in said if t <= evidence.now + LATE]
+    return max(said, default=began)
 
 
 def _promised(evidence: Evidence, usual: float, *, stepped: bool) -> tuple[str, float]:

@@ -170,6 +170,19 @@ def test_silence_is_a_stall_only_beyond_what_the_trainer_allows_itself() -> None
     assert not found(300, {"event": "checkpoint", "t": last + 0.1}) and found(400, {"event": "checkpoint", "t": last})
 
 
+def test_a_clock_that_was_ahead_for_a_moment_hides_no_stall() -> None:
+    ahead = {"event": "started", "t": BEGAN + 86_400}
+    for events in ([ahead], [ahead, {"event": "checkpoint", "t": BEGAN + 30}]):
+        assert not list(ranks.stall(evidence(healthy(200, 0), late=100, events=events)))
+        assert list(ranks.stall(evidence(healthy(200, 0), late=18_000, events=events)))
+
+
+def test_a_clock_that_is_ahead_all_the_time_makes_no_stall() -> None:
+    told = [{"event": "started", "t": BEGAN + 15}]
+    assert not list(ranks.stall(evidence(healthy(2000, 0), late=-600, events=told)))
+    assert not list(ranks.stall(evidence({}, late=-600, events=told)))
+
+
 @pytest.mark.parametrize("event", ["sources", "spike", "stop", "finished", "profile"])
 def test_what_the_trainer_allows_itself_an_hour_for_is_no_stall(event: str) -> None:
     told = {"event": event, "t": BEGAN + 20 + 200 + 0.1}
