@@ -88,6 +88,12 @@ class Evidence:
         job = self.config.get("job")
         return not isinstance(job, Mapping) or job.get("_target_", TRAINING) == TRAINING
 
+    @property
+    def first_step(self) -> int:
+        """The first step of the curve that the newest attempt took; 0 where there is none."""
+        own = np.flatnonzero(self.times >= (self.began or 0.0))
+        return int(self.steps[own[0]]) if len(own) else 0
+
     def curve(self, name: str) -> Series:
         return self.series.get(name) or _series()
 

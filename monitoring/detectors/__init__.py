@@ -28,6 +28,7 @@ DETECTORS: tuple[Detector, ...] = (
     hardware.idle_gpu,
     hardware.hot_gpu,
     hardware.memory_growth,
+    hardware.host_memory_growth,
     hardware.disk_nearly_full,
     run.held,
     run.low_goodput,

@@ -279,6 +279,39 @@ def test_memory_that_grows_without_end() -> None:
     assert found.kind == "memory_growth"
 
 
+def test_memory_that_grows_is_seen_in_the_newest_attempt_and_after_a_long_quiet_time() -> None:
+    leak = 40 + np.arange(4000) * 0.005
+
+    def found(values: np.ndarray, began: int = 0) -> list[Finding]:
+        return list(hardware.memory_growth(replace(evidence({"peak_memory_gib": values}), began=BEGAN + 20 + began)))
+
+    assert found(np.tile(leak, 3), began=8001) and found(np.append(np.full(20_000, 40.0), leak))
+    assert not found(np.append(leak, np.full(8000, 60.0)))
+    assert not found(np.append(leak, np.full(4000, 40.0)), began=4001)
+
+
+def test_memory_of_a_node_that_grows_without_end() -> None:
+    def pulse(rank: int, *, own: float, node: float, minutes: int = 120) -> Pulse:
+        rows = []
+        for n in range(minutes):
+            used = {"memory_gib": 10 + own * n / 60 + 0.01 * (n % 3), "host_memory_gib": 100 + node * n / 60}
+            rows.append(
+                {"t": BEGAN + 60 * (n - minutes), **(used if not rank % 2 else {"memory_gib": used["memory_gib"]})}
+            )
+        return Pulse(rank, "ab"[rank // 2], np.empty(0), np.empty(0, np.int64), {}, rows)
+
+    def found(*given: Pulse) -> list[Finding]:
+        return list(hardware.host_memory_growth(evidence({}, pulses=given)))
+
+    (told,) = found(*(pulse(rank, own=2.0 if rank == 1 else 0.0, node=2.0) for rank in range(4)))
+    assert "rank 1 " in told.title and told.key == "memory_growth:host"
+    (told,) = found(*(pulse(rank, own=2.0, node=4.0) for rank in range(4)))
+    assert "3 others" in told.title
+    assert not found(pulse(0, own=2.0, node=0.0))  # pages of files that are mapped
+    assert not found(pulse(0, own=2.0, node=2.0, minutes=30))
+    assert not found(pulse(0, own=0.2, node=0.2))
+
+
 def test_a_disk_that_takes_no_other_checkpoint() -> None:
     def found(free: int) -> list[Severity]:
         disk = Disk("x", free << 30, 1000 << 30, checkpoint=10 << 30)
