@@ -85,6 +85,20 @@ def test_a_loss_that_goes_wrong_is_told_soon(
     assert all(each is not None and each <= steps for each in found), found
 
 
+@pytest.mark.parametrize("noise", [0.02, 0.1, 0.3])
+def test_a_loss_that_went_up_and_stays_there_is_told_at_every_look(noise: float) -> None:
+    whole = healthy(3000, 4)["loss"]
+    whole[1000:] = np.minimum(6, 2.6 + 0.04 * np.arange(2000)) + noise * np.random.default_rng(5).standard_normal(2000)
+    told = [bool(list(curve.divergence(evidence({"loss": whole[:count]})))) for count in range(1400, 3000, 50)]
+    assert sum(told) >= len(told) - 1
+
+
+def test_a_loss_that_comes_down_again_is_no_divergence() -> None:
+    whole = healthy(3000, 4)["loss"]
+    whole[1000:] += 3 * np.exp(-np.arange(2000) / 300)
+    assert not any(list(curve.divergence(evidence({"loss": whole[:count]}))) for count in range(1250, 3000, 50))
+
+
 def test_a_spike_is_none_once_the_news_is_old() -> None:
     whole = healthy(4000, 0)
     whole["loss"][3000] *= 3
