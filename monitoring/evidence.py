@@ -66,6 +66,7 @@ class Evidence:
     unreadable: Collection[int] = ()  # its ranks whose records cannot be read here: what they say nobody knows
     loads: Mapping[int, Sequence[ExpertLoad]] = field(default_factory=dict)  # layer -> the newest, oldest first
     disk: Disk | None = None
+    checkpoints: Sequence[int] = ()  # steps of those that are complete, ascending
     config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -126,6 +127,7 @@ class Gathering:
         stretches = [stretch for stretch in history.stretches() if stretch.kept]
         live = history.attempts[-1] if history.attempts else None
         self._read(live.folder if live else None)
+        checkpoints = layout.complete_checkpoints(self.run)
         nodes = {rank: snapshot.attempts[-1].node(rank) for rank in self._tails} if snapshot.attempts else {}
         return Evidence(
             snapshot=snapshot,
@@ -138,7 +140,8 @@ class Gathering:
             pulses=tuple(self._pulse(rank, nodes.get(rank, "")) for rank in sorted(self._tails)),
             unreadable=frozenset(rank for rank, tail in self._sources(live) if tail.error or tail.newer),
             loads={layer: tuple(found) for layer, found in self._loads.items()},
-            disk=_disk(self.run),
+            disk=_disk(self.run, checkpoints),
+            checkpoints=checkpoints,
             config=config,
         )
 
@@ -218,21 +221,17 @@ def _value(row: Mapping[str, Any], name: str) -> float:
     return float("nan") if found is None else found
 
 
-def _disk(run: Path) -> Disk | None:
+def _disk(run: Path, checkpoints: Sequence[int]) -> Disk | None:
     try:
         usage = shutil.disk_usage(run)
     except OSError:
         return None
-    return Disk(str(run), usage.free, usage.total, _newest_checkpoint(run))
+    return Disk(str(run), usage.free, usage.total, _size(layout.checkpoint(run, checkpoints[-1])) if checkpoints else 0)
 
 
-def _newest_checkpoint(run: Path) -> int:
-    """Bytes of the newest complete checkpoint, as the sizes of its files say; 0 if there is none."""
-    marked = [path.parent for path in (run / "checkpoints").glob("step-*/COMPLETE")]
-    steps = [(int(name), path) for path in marked if (name := path.name.removeprefix("step-")).isdecimal()]
-    if not steps:
-        return 0
+def _size(folder: Path) -> int:
+    """Bytes of a checkpoint, as the sizes of its files say; 0 if there is none."""
     try:
-        return sum(path.stat().st_size for path in max(steps)[1].rglob("*") if path.is_file())
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     except OSError:  # removed meanwhile
         return 0

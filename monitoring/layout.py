@@ -28,6 +28,7 @@ SAMPLE = "sample.txt"
 SILENCED = "silenced.json"  # findings of which people want to hear no more, and until when
 
 EVALUATIONS = "evaluations"
+CHECKPOINTS, COMPLETE = "checkpoints", "COMPLETE"
 ATTEMPTS = "attempts"
 ATTEMPT_INFO = "attempt.json"
 EXPERTS = "experts.jsonl"
@@ -37,6 +38,7 @@ OWN_RECORDS, FOLLOWED = "own-records", "followed"
 
 _RECORDS = re.compile(r"rank-(\d+)\.jsonl")
 _LOGS = re.compile(r"rank-(\d+)\.log")
+_CHECKPOINT = re.compile(r"step-(\d+)", re.ASCII)
 _MEASURED = re.compile(r"step-(\d+)\.json", re.ASCII)
 
 
@@ -87,6 +89,17 @@ def evaluation(run: Path, step: int) -> Path:
 def evaluated_steps(run: Path) -> list[int]:
     """The steps of which there is such a file, ascending."""
     return _numbered(run / EVALUATIONS, _MEASURED)
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return run / CHECKPOINTS / f"step-{step}"
+
+
+def complete_checkpoints(run: Path) -> list[int]:
+    """Steps of the checkpoints that are whole, ascending."""
+    steps = _numbered(run / CHECKPOINTS, _CHECKPOINT)
+    return [step for step in steps if (checkpoint(run, step) / COMPLETE).exists()]
 
 
 def recorded_ranks(attempt: Path) -> list[int]:

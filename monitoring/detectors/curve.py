@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from monitoring.detectors import advice
 from monitoring.evidence import Evidence
 from monitoring.findings import Finding, Severity
 from monitoring.history import Series
@@ -40,7 +41,11 @@ def not_finite(evidence: Evidence) -> Iterator[Finding]:
         else f"the loss was not finite in {len(steps)} of the last {len(bad)} steps",
         f"first at step {steps[0]:,}, last at step {steps[-1]:,}",
         since=evidence.when(steps[0]),
-        do="lower optim.lr, or look at the batch: hpc logs RUN; hpc fork RUN goes on from a checkpoint before it",
+        do=advice.back(evidence, advice.gentler(evidence), steps[0] - 1)
+        if now
+        else "nothing, if it stays at that: these steps changed no weights"
+        if evidence.trains
+        else "look at what it printed: hpc logs RUN",
     )
 
 
@@ -90,8 +95,7 @@ def divergence(evidence: Evidence) -> Iterator[Finding]:
         f"median {tail[-1]:.4g} of the last {steps[-1] - steps[-2]:,} steps, "
         f"{medians[best]:.4g} at step {steps[best]:,}",
         since=evidence.when(steps[begun]),
-        do=f"stop it and go on from a checkpoint before step {steps[best]:,}, gentler: "
-        f"hpc cancel RUN; hpc fork RUN --step {steps[best]} optim.lr=...",
+        do=advice.back(evidence, advice.gentler(evidence), steps[best], steps[begun]),
     )
 
 

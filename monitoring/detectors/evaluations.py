@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from monitoring.detectors import advice
 from monitoring.evaluations import LOSS as CHECKPOINT
 from monitoring.evidence import Evidence
 from monitoring.findings import Finding, Severity
@@ -41,8 +42,7 @@ def evaluation_out_of_line(evidence: Evidence) -> Iterator[Finding]:
             f"what the evaluations around it lead to{others}",
             since=evidence.when(steps[row]),
             about=f"{name}:{steps[row]}",
-            do="evaluate its checkpoint once more, if it is still there, and compare the data: "
-            f"hpc evaluate RUN --step {steps[row]} --again",
+            do=advice.measured_again(evidence, int(steps[row])),
         )
 
 
@@ -61,7 +61,7 @@ def not_finite(evidence: Evidence) -> Iterator[Finding]:
                 f"{len(bad)} of the last {len(values)} evaluations gave no number",
                 since=evidence.when(float(steps[bad[0]])),
                 about=name,
-                do=f"evaluate its checkpoint once more: hpc evaluate RUN --step {steps[last]} --again",
+                do=advice.measured_again(evidence, int(steps[last])),
             )
 
 

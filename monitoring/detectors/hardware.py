@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from monitoring.detectors import advice
 from monitoring.evidence import Evidence, Pulse
 from monitoring.findings import Finding, Severity
 
@@ -58,7 +59,7 @@ def hot_gpu(evidence: Evidence) -> Iterator[Finding]:
                 since=float(times[-SAMPLES]) if len(times) >= SAMPLES else evidence.now,
                 node=pulse.node,
                 rank=pulse.rank,
-                do="tell the site, and leave the node out: hpc resume RUN job.exclude=" + (pulse.node or "NODE"),
+                do=f"tell the site, and leave the node out: {advice.without(evidence, pulse.node)}",
             )
 
 
@@ -112,8 +113,7 @@ def host_memory_growth(evidence: Evidence) -> Iterator[Finding]:
         f"{values[-1]:.1f} GiB, {gained:.1f} GiB more than {hours:.1f} h ago; of its node {nodes[pulse.node]:.1f} GiB",
         since=float(times[0]),
         about="host",
-        do="look for what keeps what it has read; job.memory_gb=... asks for more, and a requeue before it runs out "
-        "loses nothing",
+        do=f"look for what keeps what it has read; more of it: {advice.changed(evidence, 'job.memory_gb=...')}",
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from monitoring.detectors import advice
 from monitoring.evidence import LATE, Evidence, Pulse
 from monitoring.findings import Finding, Severity
 from monitoring.ranks import ALONE
@@ -52,7 +53,7 @@ def stall(evidence: Evidence) -> Iterator[Finding]:
             f"nothing for {_span(quiet)} from {what}",
             f"a step usually takes {usual:.3g} s; silence beyond {_span(patience)} is not to be expected here",
             since=evidence.now - quiet,
-            do="hpc explain RUN; hpc logs RUN --all; to have it start again: hpc cancel RUN, then hpc resume RUN",
+            do="hpc explain RUN; hpc logs RUN --all; to have it start again: hpc cancel RUN --now; hpc resume RUN",
         )
 
 
@@ -144,10 +145,10 @@ def straggler(evidence: Evidence) -> Iterator[Finding]:
             lost = float(np.median(values)) - middle
             slow = np.mean(values > max(SLOW * middle, middle + DEAR * step_s))
             if slow >= OFTEN and lost > DEAR * step_s:
-                yield _slow(pulse, part, values, middle, step_s)
+                yield _slow(evidence, pulse, part, values, middle, step_s)
 
 
-def _slow(pulse: Pulse, part: str, values: np.ndarray, middle: float, step_s: float) -> Finding:
+def _slow(evidence: Evidence, pulse: Pulse, part: str, values: np.ndarray, middle: float, step_s: float) -> Finding:
     name = {"data_s": "reading its data", "optimizer_s": "updating its parameters"}[part]
     usual = float(np.median(values))
     times = f"{usual / middle:.1f} times" if middle > 0 else "far more than"
@@ -160,7 +161,7 @@ def _slow(pulse: Pulse, part: str, values: np.ndarray, middle: float, step_s: fl
         node=pulse.node,
         rank=pulse.rank,
         about=part.removesuffix("_s"),
-        do=f"leave the node out: hpc resume RUN job.exclude={pulse.node}" if pulse.node else "look at its node",
+        do=f"leave the node out: {advice.without(evidence, pulse.node)}" if pulse.node else "look at its node",
     )
 
 
@@ -179,7 +180,7 @@ def throughput_drop(evidence: Evidence) -> Iterator[Finding]:
             f"median of the last {WINDOW} steps; {usual:,.0f} over the {len(before):,} before"
             + _blame(evidence.series, WINDOW),
             since=evidence.when(speed.steps[-WINDOW]),
-            do="look for a straggler and for what else runs on its nodes: hpc watch RUN, tab ranks",
+            do="look for a straggler, and for what else runs on its nodes, in the tab ranks: hpc watch RUN",
         )
 
 
