@@ -37,6 +37,11 @@ class Pulse:
     metrics: Mapping[str, np.ndarray]  # NaN where a summary lacks one
     devices: Sequence[Mapping[str, Any]] = ()  # newest device records: ``t`` and their fields
 
+    def sampled(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(unix seconds, values) of one field of the device records that have it."""
+        found = [(r["t"], r[name]) for r in self.devices if isinstance(r.get(name), int | float)]
+        return np.array([t for t, _ in found], float), np.array([value for _, value in found], float)
+
 
 @dataclass(frozen=True)
 class Disk:

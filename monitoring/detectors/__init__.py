@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from monitoring.detectors import curve, evaluations, experts, hardware, ranks, run
+from monitoring.detectors import curve, evaluations, experts, gpus, hardware, ranks, run
 from monitoring.evidence import Evidence
 from monitoring.findings import Finding, Severity, ordered
 
@@ -25,8 +25,9 @@ DETECTORS: tuple[Detector, ...] = (
     ranks.throughput_drop,
     experts.dead_expert,
     experts.routing_collapse,
-    hardware.idle_gpu,
-    hardware.hot_gpu,
+    gpus.idle_gpu,
+    gpus.hot_gpu,
+    gpus.gpu_error,
     hardware.memory_growth,
     hardware.host_memory_growth,
     hardware.disk_nearly_full,

@@ -1,4 +1,4 @@
-"""What devices, memory and disks show."""
+"""What memory and disks show."""
 
 from __future__ import annotations
 
@@ -10,57 +10,12 @@ from monitoring.detectors import advice
 from monitoring.evidence import Evidence, Pulse
 from monitoring.findings import Finding, Severity
 
-IDLE = 0.1  # utilisation of a GPU, 0 to 1
-IDLE_SECONDS = 600.0
-HOT = 88.0  # degrees Celsius: A100 and H100 slow down at about 90
-SAMPLES = 6  # of a device at least
 GROWTH = 0.10  # of its memory that a rank has gained
 BLOCKS = 8  # pieces of a curve that all have to grow
 PART = 1000  # steps at least, of a part of a curve
 WARM = 100  # first steps, in which caches fill
 HOST_SECONDS = 3600.0  # for which a node's memory has to grow
 HOST_GIB = 1.0  # by which it has to
-
-
-def idle_gpu(evidence: Evidence) -> Iterator[Finding]:
-    """A GPU that does next to nothing while its run is running."""
-    if not evidence.live:
-        return
-    for pulse in evidence.pulses:
-        times, used = _device(pulse, "gpu_util")
-        recent = used[times > evidence.now - IDLE_SECONDS]
-        if len(recent) >= SAMPLES and times[0] <= evidence.now - IDLE_SECONDS and recent.max() < IDLE:
-            yield Finding(
-                "idle_gpu",
-                Severity.warning,
-                f"the GPU of rank {pulse.rank} is idle",
-                f"at most {recent.max():.0%} in use in {len(recent)} samples of {IDLE_SECONDS / 60:.0f} min",
-                since=float(times[used >= IDLE][-1]) if (used >= IDLE).any() else float(times[0]),
-                node=pulse.node,
-                rank=pulse.rank,
-                do=f"hpc logs RUN --rank {pulse.rank}; hpc profile RUN shows what a step waits for",
-            )
-
-
-def hot_gpu(evidence: Evidence) -> Iterator[Finding]:
-    """A GPU so hot that it slows down, or that says it does."""
-    for pulse in evidence.pulses:
-        times, degrees = _device(pulse, "temperature_c")
-        _, slowed = _device(pulse, "throttled")
-        hot = len(degrees) >= SAMPLES and bool(np.median(degrees[-SAMPLES:]) >= HOT)
-        throttled = len(slowed) >= SAMPLES and bool(slowed[-SAMPLES:].min() > 0)
-        if evidence.live and (hot or throttled):
-            said = f"{np.median(degrees[-SAMPLES:]):.0f} degrees" if len(degrees) else "no temperature told"
-            yield Finding(
-                "hot_gpu",
-                Severity.warning,
-                f"the GPU of rank {pulse.rank} is {'throttled' if throttled else 'hot'}",
-                f"{said}, median of {SAMPLES} samples" + ("; its clock is held down" if throttled else ""),
-                since=float(times[-SAMPLES]) if len(times) >= SAMPLES else evidence.now,
-                node=pulse.node,
-                rank=pulse.rank,
-                do=f"tell the site, and leave the node out: {advice.without(evidence, pulse.node)}",
-            )
 
 
 def memory_growth(evidence: Evidence) -> Iterator[Finding]:
@@ -103,7 +58,7 @@ def host_memory_growth(evidence: Evidence) -> Iterator[Finding]:
     if not grown:
         return
     gained, pulse = max(grown, key=lambda each: each[0])
-    times, values = _device(pulse, "memory_gib")
+    times, values = pulse.sampled("memory_gib")
     hours = (times[-1] - times[0]) / 3600
     yield Finding(
         "memory_growth",
@@ -133,7 +88,7 @@ def _growing(values: np.ndarray) -> tuple[int, np.ndarray] | None:
 
 def _gained(pulse: Pulse, name: str) -> float:
     """GiB by which something has grown throughout the samples; 0 where it has not, or they do not reach back far."""
-    times, values = _device(pulse, name)
+    times, values = pulse.sampled(name)
     count = len(values) // BLOCKS * BLOCKS
     if not count or times[-1] - times[-count] < HOST_SECONDS:
         return 0.0
@@ -160,9 +115,3 @@ def disk_nearly_full(evidence: Evidence) -> Iterator[Finding]:
         since=evidence.now,
         do="hpc gc lists what may go; train.checkpoint.keep_latest keeps fewer",
     )
-
-
-def _device(pulse: Pulse, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(times, values) of one field of a rank's device records."""
-    found = [(float(r["t"]), float(r[name])) for r in pulse.devices if isinstance(r.get(name), int | float)]
-    return np.array([t for t, _ in found]), np.array([value for _, value in found])

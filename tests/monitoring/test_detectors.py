@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from monitoring.detectors import curve, detect, experts, hardware, ranks, run
+from monitoring.detectors import curve, detect, experts, gpus, hardware, ranks, run
 from monitoring.evidence import Disk, Evidence, Pulse
 from monitoring.findings import Finding, Severity, ordered, worst
 from monitoring.goodput import Bucket, Span, totals
@@ -278,12 +278,31 @@ def device(rank: int, **fields: float) -> Pulse:
 
 
 def test_gpus_that_idle_or_are_hot() -> None:
-    assert not list(hardware.idle_gpu(evidence({}, pulses=[device(0, gpu_util=0.9)])))
-    assert [f.rank for f in hardware.idle_gpu(evidence({}, pulses=[device(1, gpu_util=0.01)]))] == [1]
-    assert not list(hardware.hot_gpu(evidence({}, pulses=[device(0, temperature_c=70, throttled=0)])))
-    assert len(list(hardware.hot_gpu(evidence({}, pulses=[device(0, temperature_c=92)])))) == 1
-    (found,) = hardware.hot_gpu(evidence({}, pulses=[device(0, temperature_c=70, throttled=1)]))
+    assert not list(gpus.idle_gpu(evidence({}, pulses=[device(0, gpu_util=0.9)])))
+    assert [f.rank for f in gpus.idle_gpu(evidence({}, pulses=[device(1, gpu_util=0.01)]))] == [1]
+    assert not list(gpus.hot_gpu(evidence({}, pulses=[device(0, temperature_c=70, throttled=0)])))
+    assert len(list(gpus.hot_gpu(evidence({}, pulses=[device(0, temperature_c=92)])))) == 1
+    (found,) = gpus.hot_gpu(evidence({}, pulses=[device(0, temperature_c=70, throttled=1)]))
     assert "throttled" in found.title
+
+
+def test_errors_that_the_driver_tells_of() -> None:
+    def found(**fields: list[float]) -> list[Finding]:
+        count = len(next(iter(fields.values())))
+        records = [{"t": BEGAN + 60 * n, **{key: row[n] for key, row in fields.items()}} for n in range(count)]
+        pulse = Pulse(3, "b", np.empty(0), np.empty(0, np.int64), {}, records)
+        return list(gpus.gpu_error(evidence({}, pulses=[pulse])))
+
+    assert not found(ecc_errors=[12, 12, 12]) and not found(gpu_util=[0.5])
+    (told,) = found(ecc_errors=[12, 12, 13, 14])
+    assert (told.severity, told.rank, told.node, told.since) == (Severity.critical, 3, "b", BEGAN + 120)
+    assert "14 since" in told.evidence and "12 before" in told.evidence and "job.exclude=b" in told.do
+    other, told = found(xid=[31, 31, 79, 79])
+    assert (other.severity, other.about) == (Severity.warning, "xid-31") and "hpc logs RUN --rank 3" in other.do
+    assert (told.severity, told.since) == (Severity.critical, BEGAN + 120) and "bus" in told.title
+    for xid in (48, 63, 64, 74, 79, 94, 95):
+        assert found(xid=[xid])[0].severity is Severity.critical
+    assert found(xid=[109])[0].severity is Severity.warning
 
 
 def test_memory_that_grows_without_end() -> None:

@@ -60,6 +60,7 @@ def cases() -> Iterator[Evidence]:
     yield evidence({}, pulses=[device(1, gpu_util=0.01, temperature_c=92)])
     yield evidence({"peak_memory_gib": 10 + np.arange(2000) / 500})
     yield evidence({}, disk=Disk("x", 5 << 30, 1000 << 30, checkpoint=10 << 30))
+    yield evidence({}, pulses=[device(1, xid=79.0), device(2, xid=31.0)])
     rows = [{"t": BEGAN - 7200 + 60 * n, "memory_gib": 10 + n / 10, "host_memory_gib": 90 + n / 10} for n in range(120)]
     yield evidence({}, pulses=[replace(device(0), devices=rows)])
     given = evidence({})
