@@ -13,6 +13,8 @@ from monitoring.findings import Finding, Severity
 IDLE = 0.1  # utilisation of a GPU, 0 to 1
 IDLE_SECONDS = 600.0
 HOT = 88.0  # degrees Celsius: A100 and H100 slow down at about 90
+HELD = 0.5  # share of each sample's time for which a clock was held down
+FRESH = 300.0  # seconds since the newest sample
 SAMPLES = 6  # of a device at least
 # Errors by which the driver says that the hardware is at fault, as NVIDIA's list of Xids has them.
 BROKEN = {
@@ -52,9 +54,11 @@ def hot_gpu(evidence: Evidence) -> Iterator[Finding]:
     """A GPU so hot that it slows down, or that says it does."""
     for pulse in evidence.pulses:
         times, degrees = pulse.sampled("temperature_c")
-        _, slowed = pulse.sampled("throttled")
+        told, slowed = pulse.sampled("throttled")
+        if max([*times[-1:], *told[-1:]], default=0.0) < evidence.now - FRESH:
+            continue
         hot = len(degrees) >= SAMPLES and bool(np.median(degrees[-SAMPLES:]) >= HOT)
-        throttled = len(slowed) >= SAMPLES and bool(slowed[-SAMPLES:].min() > 0)
+        throttled = len(slowed) >= SAMPLES and bool(slowed[-SAMPLES:].min() >= HELD)
         if evidence.live and (hot or throttled):
             said = f"{np.median(degrees[-SAMPLES:]):.0f} degrees" if len(degrees) else "no temperature told"
             yield Finding(
