@@ -111,10 +111,14 @@ def dead_rank(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _never_told(evidence: Evidence, told: list[Pulse]) -> Iterator[Finding]:
-    """Ranks that the attempt has, and that did not say a word while most of the others did."""
+    """Ranks that the attempt has, and that have told nothing of a step while most of the others did."""
     attempt = evidence.snapshot.attempts[-1]
-    size = attempt.world_size or 0
-    silent = sorted({*range(size)} - {pulse.rank for pulse in evidence.pulses} - {*evidence.unreadable})
+    begun = {pulse.rank for pulse in evidence.pulses}
+    size = max(attempt.world_size or 0, len(begun))
+    heard = {pulse.rank for pulse in told} | {*evidence.unreadable}
+    if np.any(evidence.times >= (evidence.began or 0.0)):  # the curve is rank 0's
+        heard.add(0)
+    silent = sorted(({*range(attempt.world_size or 0)} | begun) - heard)
     if 2 * len(told) <= size or min(len(pulse.times) for pulse in told) < 5:
         return
     first = min(float(pulse.times[0]) for pulse in told)
@@ -122,7 +126,7 @@ def _never_told(evidence: Evidence, told: list[Pulse]) -> Iterator[Finding]:
         yield Finding(
             "dead_rank",
             Severity.critical,
-            f"rank {rank} has never said anything",
+            f"rank {rank} has never said anything" + (" but that it began" if rank in begun else ""),
             f"{len(told)} of {size} ranks have, since {_span(evidence.now - first)}",
             since=first,
             node=attempt.node(rank),

@@ -233,6 +233,10 @@ def test_a_rank_that_never_said_a_word_is_named() -> None:
     attempt = Attempt(0, began=BEGAN, nodes=("a", "b"), world_size=4)
     (found,) = ranks.dead_rank(replace(given, snapshot=replace(given.snapshot, attempts=(attempt,))))
     assert (found.rank, found.node) == (1, "a") and "never" in found.title
+    header = Pulse(1, "a", np.empty(0), np.empty(0, np.int64), {})
+    (found,) = ranks.dead_rank(replace(given, pulses=[*given.pulses, header]))
+    assert (found.rank, found.node) == (1, "") and "but that it began" in found.title
+    assert not list(ranks.dead_rank(replace(given, pulses=[*given.pulses, header], unreadable={1})))
     assert not list(ranks.dead_rank(given))  # nobody said how many there are
     other = replace(given, snapshot=replace(given.snapshot, attempts=(attempt,)), config={"job": {"_target_": "x"}})
     assert not list(ranks.dead_rank(other))  # of another program nobody knows which ranks tell anything
