@@ -8,6 +8,7 @@ from monitoring.detectors import advice
 from monitoring.evidence import Evidence
 from monitoring.findings import Finding, Severity
 from monitoring.goodput import Bucket
+from monitoring.history import NEWER
 from monitoring.words import duration
 
 LOW = 0.75  # share of the time on nodes that is training
@@ -101,5 +102,7 @@ def records_lost(evidence: Evidence) -> Iterator[Finding]:
             "what else is shown may lack these records",
             since=evidence.now,
             about=problem,
-            do="look at the disk: hpc doctor",
+            do="update hpc here: what wrote them is newer"
+            if problem.endswith(NEWER)
+            else "look at the disk: hpc doctor",
         )

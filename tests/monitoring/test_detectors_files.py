@@ -44,6 +44,15 @@ def unreadable(path: Path) -> None:
     path.symlink_to(path.name)  # as for somebody who may not read it, also for root
 
 
+def test_records_of_a_newer_version_ask_for_an_update_and_damaged_ones_for_a_look_at_the_disk(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    path = layout.rank_records(layout.attempt_folder(run, 0), 0)
+    path.write_bytes(path.read_bytes() + b"torn\n")
+    assert ["hpc doctor" in each.do for each in of("records_lost", judged(run))] == [True]
+    newer(path)
+    assert "update hpc here: what wrote them is newer" in {each.do for each in of("records_lost", judged(run))}
+
+
 @pytest.mark.parametrize("spoil", [newer, unreadable])
 def test_records_that_cannot_be_read_are_no_silence(tmp_path: Path, spoil: object) -> None:
     run = a_run(tmp_path)
