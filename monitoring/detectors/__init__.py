@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from monitoring.detectors import curve, evaluations, experts, gpus, hardware, ranks, run
+from monitoring.detectors import curve, evaluations, experts, gpus, hardware, overfitting, ranks, run
 from monitoring.evidence import Evidence
 from monitoring.findings import Finding, Severity, ordered
 
@@ -19,6 +19,7 @@ DETECTORS: tuple[Detector, ...] = (
     curve.plateau,
     evaluations.evaluation_out_of_line,
     evaluations.not_finite,
+    overfitting.overfitting,
     ranks.stall,
     ranks.dead_rank,
     ranks.straggler,

@@ -6,6 +6,7 @@ from __future__ import annotations
 from monitoring import fields
 from monitoring.evidence import Evidence
 
+NEAR = 0.25  # of a step, by which a checkpoint next to it may be off
 IMPORTED = "imported"  # what stands for the job of a run that another program made
 
 
@@ -42,6 +43,19 @@ def measured_again(evidence: Evidence, step: int) -> str:
     if step in evidence.checkpoints:
         return f"evaluate its checkpoint once more: hpc evaluate RUN --step {step} --again"
     return "its checkpoint is not there; compare it with those of another run: hpc watch RUN OTHER"
+
+
+def best(evidence: Evidence, step: int) -> str:
+    """End it, and take the checkpoint next to a step; else a run that ends there."""
+    end = "end it: hpc cancel RUN; " if _goes_on(evidence) else ""
+    nearest = min(evidence.checkpoints, key=lambda each: abs(each - step), default=None)
+    if nearest is not None and abs(nearest - step) <= NEAR * step:
+        return f"{end}the checkpoint nearest to the best is that of step {nearest}: hpc evaluate RUN --step {nearest}"
+    batch = fields.whole(fields.part(evidence.config, "train").get("batch_tokens"))
+    if not evidence.trains or not batch:
+        return f"{end}more data, or fewer steps over it"
+    ended = "once it has ended, " if end else ""
+    return f"{end}{ended}more data, or a run that ends at the best: hpc retry RUN train.tokens={step * batch}"
 
 
 def gentler(evidence: Evidence) -> str:

@@ -29,6 +29,7 @@ from tests.monitoring.test_detectors import BEGAN, device, evidence, healthy, lo
 CONFIG = {
     "job": {"_target_": "jobs.train.Train"},
     "optim": {"lr": 3e-4},
+    "train": {"batch_tokens": 4096},
     "model": {"moe": {"balance_loss": 0.01}},
 }
 COMMAND = re.compile(r"\b(?:hpc|scontrol) [^;]+")
@@ -49,6 +50,9 @@ def cases() -> Iterator[Evidence]:
     for every in (100, 77):
         curve_of = {"validation_loss": Series(np.arange(1, 31) * every, off)}
         yield replace(evidence({}), series=curve_of)
+    turned = {"validation_loss": Series(np.arange(1, 31) * 100, np.append(off[:10], 2.8 + np.arange(20) / 10))}
+    given = evidence(whole)
+    yield replace(given, series={**given.series, **turned})
     yield evidence(whole, late=9000)
     yield evidence(healthy(310, 0), pulses=pulses(silent=2))
     yield evidence(healthy(310, 0), pulses=pulses(slow=3))
