@@ -10,16 +10,14 @@ runs/<name>/<id>/evaluations/
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from hpc.config import Config
 from hpc.runs import Run, read_json, write_json
+from monitoring import layout
 from trainer.config import Sharding
-
-_RESULT = re.compile(r"step-(\d+)\.json")
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Evaluation:
 
 
 def result_file(run: Run, step: int) -> Path:
-    return run.evaluations / f"step-{step}.json"
+    return layout.evaluation(run.folder, step)
 
 
 def submitted_file(run: Run, step: int) -> Path:
@@ -61,11 +59,7 @@ def read(run: Run, step: int) -> Evaluation | None:
 
 def every(run: Run) -> list[Evaluation]:
     """All that was measured of a run, by step."""
-    try:
-        names = [path.name for path in run.evaluations.iterdir()]
-    except OSError:
-        return []
-    steps = sorted(int(match[1]) for name in names if (match := _RESULT.fullmatch(name)))
+    steps = layout.evaluated_steps(run.folder)
     return [found for step in steps if (found := read(run, step)) is not None]
 
 

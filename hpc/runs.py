@@ -150,7 +150,7 @@ class Run:
     @property
     def evaluations(self) -> Path:
         """What was measured of its checkpoints, by step."""
-        return self.folder / "evaluations"
+        return self.folder / layout.EVALUATIONS
 
     @property
     def state_file(self) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from monitoring import fields, layout
+from monitoring import evaluations, fields, layout
 from monitoring.history import Attempt, History, Series
 from monitoring.recorder import metric
 from monitoring.snapshot import ExpertLoad, Snapshot
@@ -38,6 +38,11 @@ class Pulse:
     metrics: Mapping[str, np.ndarray]  # NaN where a summary lacks one
     devices: Sequence[Mapping[str, Any]] = ()  # newest device records: ``t`` and their fields
 
+    def sampled(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(unix seconds, values) of one field of the device records that have it."""
+        found = [(r["t"], r[name]) for r in self.devices if isinstance(r.get(name), int | float)]
+        return np.array([t for t, _ in found], float), np.array([value for _, value in found], float)
+
 
 @dataclass(frozen=True)
 class Disk:
@@ -60,13 +65,14 @@ class Evidence:
     snapshot: Snapshot
     steps: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # of the curve
     times: np.ndarray = field(default_factory=lambda: np.empty(0))  # unix seconds, one for each of ``steps``
-    series: Mapping[str, Series] = field(default_factory=dict)  # every metric of the curve
+    series: Mapping[str, Series] = field(default_factory=dict)  # metrics of the curve, evaluations of checkpoints
     events: Sequence[Mapping[str, Any]] = ()  # of the newest attempt
     began: float | None = None  # when the newest attempt did
     pulses: Sequence[Pulse] = ()  # of the newest attempt
     unreadable: Collection[int] = ()  # its ranks whose records cannot be read here: what they say nobody knows
     loads: Mapping[int, Sequence[ExpertLoad]] = field(default_factory=dict)  # layer -> the newest, oldest first
     disk: Disk | None = None
+    checkpoints: Sequence[int] = ()  # steps of those that are complete, ascending
     config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -89,6 +95,12 @@ class Evidence:
         job = self.config.get("job")
         return not isinstance(job, Mapping) or job.get("_target_", TRAINING) == TRAINING
 
+    @property
+    def first_step(self) -> int:
+        """The first step of the curve that the newest attempt took; 0 where there is none."""
+        own = np.flatnonzero(self.times >= (self.began or 0.0))
+        return int(self.steps[own[0]]) if len(own) else 0
+
     def curve(self, name: str) -> Series:
         return self.series.get(name) or _series()
 
@@ -108,6 +120,7 @@ class Gathering:
 
     def __init__(self, run: Path) -> None:
         self.run = Path(run)
+        self._evaluations = evaluations.Evaluations(self.run)
         self._attempt: Path | None = None
         self._tails: dict[int, RecordTail] = {}
         self._rows: dict[int, deque[dict[str, Any]]] = {}
@@ -120,18 +133,21 @@ class Gathering:
         stretches = [stretch for stretch in history.stretches() if stretch.kept]
         live = history.attempts[-1] if history.attempts else None
         self._read(live.folder if live else None)
+        checkpoints = layout.complete_checkpoints(self.run)
         nodes = {rank: snapshot.attempts[-1].node(rank) for rank in self._tails} if snapshot.attempts else {}
         return Evidence(
             snapshot=snapshot,
             steps=np.concatenate([np.array(each.steps[: each.kept]) for each in stretches] or [np.empty(0, np.int64)]),
             times=np.concatenate([np.array(each.times[: each.kept]) for each in stretches] or [np.empty(0)]),
-            series={name: history.series(name) for name in history.names()},
+            series={name: history.series(name) for name in history.names()}
+            | evaluations.series(self._evaluations.refresh()),
             events=tuple(live.events) if live else (),
             began=snapshot.attempts[-1].began if snapshot.attempts else None,
             pulses=tuple(self._pulse(rank, nodes.get(rank, "")) for rank in sorted(self._tails)),
             unreadable=frozenset(rank for rank, tail in self._sources(live) if tail.error or tail.newer),
             loads={layer: tuple(found) for layer, found in self._loads.items()},
-            disk=_disk(self.run),
+            disk=_disk(self.run, checkpoints),
+            checkpoints=checkpoints,
             config=config,
         )
 
@@ -217,21 +233,17 @@ def _value(row: Mapping[str, Any], name: str) -> float:
     return float("nan") if found is None else found
 
 
-def _disk(run: Path) -> Disk | None:
+def _disk(run: Path, checkpoints: Sequence[int]) -> Disk | None:
     try:
         usage = shutil.disk_usage(run)
     except OSError:
         return None
-    return Disk(str(run), usage.free, usage.total, _newest_checkpoint(run))
+    return Disk(str(run), usage.free, usage.total, _size(layout.checkpoint(run, checkpoints[-1])) if checkpoints else 0)
 
 
-def _newest_checkpoint(run: Path) -> int:
-    """Bytes of the newest complete checkpoint, as the sizes of its files say; 0 if there is none."""
-    marked = [path.parent for path in (run / "checkpoints").glob("step-*/COMPLETE")]
-    steps = [(int(name), path) for path in marked if (name := path.name.removeprefix("step-")).isdecimal()]
-    if not steps:
-        return 0
+def _size(folder: Path) -> int:
+    """Bytes of a checkpoint, as the sizes of its files say; 0 if there is none."""
     try:
-        return sum(path.stat().st_size for path in max(steps)[1].rglob("*") if path.is_file())
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     except OSError:  # removed meanwhile
         return 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from monitoring.columns import Columns, Metric, Samples
+from monitoring.evaluations import evaluations
 from monitoring.experts import Loads, every_layer
 from monitoring.history import History, attempt_row
 from monitoring.ranks import STEP, DeviceFile, RankFile, every_rank
@@ -103,6 +104,31 @@ class Frames:
             }
         )
 
+    @cached_property
+    def evaluations(self) -> pd.DataFrame:
+        """What ``hpc evaluate`` measured: step, trained_tokens, tokens, loss, perplexity; ``loss/<source>`` of each."""
+        import pandas as pd
+
+        rows = evaluations(self.source.run)
+        sources = sorted({name for row in rows for name in row.by_source})
+        columns = {"loss": [row.loss for row in rows], "perplexity": [row.perplexity for row in rows]}
+        columns |= {f"loss/{name}": [row.by_source.get(name) for row in rows] for name in sources}
+        return pd.DataFrame(
+            {
+                "step": np.array([row.step for row in rows], np.int64),
+                "trained_tokens": pd.array([row.trained_tokens for row in rows], "Int64"),
+                "tokens": pd.array([row.tokens for row in rows], "Int64"),
+                **{name: _floats(values) for name, values in columns.items()},
+            }
+        )
+
+
+def _floats(values: Sequence[float | None]) -> Any:
+    import pandas as pd
+
+    missing = np.array([value is None for value in values], bool)
+    return pd.arrays.FloatingArray(np.array([value or 0.0 for value in values], float), missing)
+
 
 def _integers(pieces: Iterable[np.ndarray]) -> np.ndarray:
     """A column, which is there also where there is no row."""
@@ -143,7 +169,7 @@ def load(run: Path | str) -> Frames:
     return Frames(history)
 
 
-TABLES = ("history", "lost", "attempts", "ranks", "devices", "experts")
+TABLES = ("history", "lost", "attempts", "ranks", "devices", "experts", "evaluations")
 
 
 def sql(run: Path | str | Frames, query: str) -> pd.DataFrame:

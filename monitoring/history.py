@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _EXPERTS_TAIL = 1 << 20  # bytes in which the latest load of every layer is looked for
 _MISSING = Metric()
+NEWER = f"this reads up to {PROTOCOL}"  # ends what ``problems`` says of records of a newer version
 _OLD_EVERY = 20  # refreshes between two looks at attempts that others have followed
 
 
@@ -329,7 +330,7 @@ class History:
             where = f"attempt {attempt.number}"
             for tail in (attempt.tail, attempt.experts_tail):
                 if tail.newer:
-                    found.append(f"{where}: {tail.path.name} has protocol {tail.newer}, this reads up to {PROTOCOL}")
+                    found.append(f"{where}: {tail.path.name} has protocol {tail.newer}, {NEWER}")
                 if tail.error:
                     found.append(f"{where}: {tail.path.name}: {tail.error}")
             if bad := attempt.tail.bad + attempt.experts_tail.bad + attempt.unread:

@@ -9,6 +9,8 @@ runs/<name>/<id>/
     experts.jsonl    tokens per expert, written by rank 0
     steps.parquet  ranks.parquet  devices.parquet  experts.parquet   the same, compacted (monitoring/compacted.py)
     rank-<r>.log     stdout and stderr of a rank
+  evaluations/step-<n>.json   what was measured of a checkpoint
+  checkpoints/step-<n>/COMPLETE   marks a checkpoint that is whole
 ```
 """
 
@@ -25,6 +27,8 @@ JOB_LOG = "job.log"
 SAMPLE = "sample.txt"
 SILENCED = "silenced.json"  # findings of which people want to hear no more, and until when
 
+EVALUATIONS = "evaluations"
+CHECKPOINTS, COMPLETE = "checkpoints", "COMPLETE"
 ATTEMPTS = "attempts"
 ATTEMPT_INFO = "attempt.json"
 EXPERTS = "experts.jsonl"
@@ -35,6 +39,8 @@ OWN_RECORDS, FOLLOWED = "own-records", "followed"
 
 _RECORDS = re.compile(r"rank-(\d+)\.jsonl")
 _LOGS = re.compile(r"rank-(\d+)\.log")
+_CHECKPOINT = re.compile(r"step-(\d+)", re.ASCII)
+_MEASURED = re.compile(r"step-(\d+)\.json", re.ASCII)
 
 
 def attempt_folder(run: Path, number: int) -> Path:
@@ -76,14 +82,35 @@ def experts_records(attempt: Path) -> Path:
     return attempt / EXPERTS
 
 
+def evaluation(run: Path, step: int) -> Path:
+    """What was measured of the checkpoint of a step."""
+    return run / EVALUATIONS / f"step-{step}.json"
+
+
+def evaluated_steps(run: Path) -> list[int]:
+    """The steps of which there is such a file, ascending."""
+    return _numbered(run / EVALUATIONS, _MEASURED)
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return run / CHECKPOINTS / f"step-{step}"
+
+
+def complete_checkpoints(run: Path) -> list[int]:
+    """Steps of the checkpoints that are whole, ascending."""
+    steps = _numbered(run / CHECKPOINTS, _CHECKPOINT)
+    return [step for step in steps if (checkpoint(run, step) / COMPLETE).exists()]
+
+
 def recorded_ranks(attempt: Path) -> list[int]:
     """The ranks that have a records file, ascending."""
     return _numbered(attempt, _RECORDS)
 
 
-def _numbered(attempt: Path, name: re.Pattern[str]) -> list[int]:
+def _numbered(folder: Path, name: re.Pattern[str]) -> list[int]:
     try:
-        names = [entry.name for entry in attempt.iterdir()]
+        names = [entry.name for entry in folder.iterdir()]
     except OSError:
         return []
     return sorted(int(match[1]) for each in names if (match := name.fullmatch(each)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from monitoring.detectors import curve, evaluations, experts, gone, hardware, ranks, run
+from monitoring.detectors import curve, evaluations, experts, gone, gpus, hardware, overfitting, ranks, run
 from monitoring.evidence import Evidence
 from monitoring.findings import Finding, Severity, ordered
 
@@ -19,15 +19,18 @@ DETECTORS: tuple[Detector, ...] = (
     curve.plateau,
     evaluations.evaluation_out_of_line,
     evaluations.not_finite,
+    overfitting.overfitting,
     ranks.stall,
     ranks.dead_rank,
     ranks.straggler,
     ranks.throughput_drop,
     experts.dead_expert,
     experts.routing_collapse,
-    hardware.idle_gpu,
-    hardware.hot_gpu,
+    gpus.idle_gpu,
+    gpus.hot_gpu,
+    gpus.gpu_error,
     hardware.memory_growth,
+    hardware.host_memory_growth,
     hardware.disk_nearly_full,
     gone.gone,
     run.held,

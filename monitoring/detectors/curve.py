@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from monitoring.detectors import advice
 from monitoring.evidence import Evidence
 from monitoring.findings import Finding, Severity
 from monitoring.history import Series
@@ -40,7 +41,11 @@ def not_finite(evidence: Evidence) -> Iterator[Finding]:
         else f"the loss was not finite in {len(steps)} of the last {len(bad)} steps",
         f"first at step {steps[0]:,}, last at step {steps[-1]:,}",
         since=evidence.when(steps[0]),
-        do="lower optim.lr, or look at the batch: hpc logs RUN; hpc fork RUN goes on from a checkpoint before it",
+        do=advice.back(evidence, advice.gentler(evidence), steps[0] - 1)
+        if now
+        else "nothing, if it stays at that: these steps changed no weights"
+        if evidence.trains
+        else "look at what it printed: hpc logs RUN",
     )
 
 
@@ -71,7 +76,8 @@ def spike(evidence: Evidence) -> Iterator[Finding]:
 
 def divergence(evidence: Evidence) -> Iterator[Finding]:
     """A loss that went up and stays up."""
-    steps, medians = _blocks(_finite(evidence.curve("loss")))
+    loss = _finite(evidence.curve("loss"))
+    steps, medians = _blocks(loss)
     if len(medians) < 8:
         return
     best = int(np.argmin(medians[:-1]))
@@ -79,7 +85,7 @@ def divergence(evidence: Evidence) -> Iterator[Finding]:
     tail = medians[-3:]
     _, scale = _usual(np.diff(medians[: max(4, best + 1)]))
     limit = medians[best] + max(WORSE * abs(medians[best]), 6 * scale)
-    if best >= len(medians) - 3 or tail.min() <= limit or tail[-1] < tail[0] - scale:
+    if best >= len(medians) - 3 or tail.min() <= limit or tail[0] - tail[-1] > max(scale, 3 * _error(loss)):
         return
     begun = best + int(np.argmax(medians[best:] > limit))
     yield Finding(
@@ -89,8 +95,7 @@ def divergence(evidence: Evidence) -> Iterator[Finding]:
         f"median {tail[-1]:.4g} of the last {steps[-1] - steps[-2]:,} steps, "
         f"{medians[best]:.4g} at step {steps[best]:,}",
         since=evidence.when(steps[begun]),
-        do=f"stop it and go on from a checkpoint before step {steps[best]:,}, gentler: "
-        f"hpc cancel RUN; hpc fork RUN --step {steps[best]} optim.lr=...",
+        do=advice.back(evidence, advice.gentler(evidence), steps[best], steps[begun]),
     )
 
 
@@ -130,10 +135,22 @@ def _usual(values: np.ndarray) -> tuple[float, float]:
     return middle, max(spread, 1e-3 * abs(middle), 1e-12)
 
 
+def _error(series: Series) -> float:
+    """The standard deviation of the difference of two blocks' medians, by the noise within the last three."""
+    size = _size(series)
+    last = series.values[-3 * size :].reshape(3, size)
+    noise = 1.4826 * float(np.median(abs(last - np.median(last, axis=1, keepdims=True))))
+    return noise * math.sqrt(math.pi / size)  # a median varies by sqrt(pi / 2) as much as a mean
+
+
+def _size(series: Series) -> int:
+    """Steps of a block; long runs have longer ones."""
+    return max(BLOCK, (len(series.values) - WARM) // 2000)
+
+
 def _blocks(series: Series) -> tuple[np.ndarray, np.ndarray]:
-    """(first step, median) of whole blocks, those of the warm-up left out; long runs have longer blocks."""
-    values, steps = series.values[WARM:], series.steps[WARM:]
-    size = max(BLOCK, len(values) // 2000)
+    """(first step, median) of whole blocks, those of the warm-up left out."""
+    values, steps, size = series.values[WARM:], series.steps[WARM:], _size(series)
     count = len(values) // size
     values, steps = values[len(values) - count * size :], steps[len(steps) - count * size :]
     return steps[::size], np.median(values.reshape(count, size), axis=1) if count else np.empty(0)

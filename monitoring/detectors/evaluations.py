@@ -1,4 +1,4 @@
-"""What the evaluations of a training show."""
+"""What the evaluations of a training show: those beside its steps, and those of its checkpoints."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from monitoring.detectors import advice
+from monitoring.evaluations import LOSS as CHECKPOINT
 from monitoring.evidence import Evidence
 from monitoring.findings import Finding, Severity
 from monitoring.history import Series
@@ -40,8 +42,7 @@ def evaluation_out_of_line(evidence: Evidence) -> Iterator[Finding]:
             f"what the evaluations around it lead to{others}",
             since=evidence.when(steps[row]),
             about=f"{name}:{steps[row]}",
-            do="evaluate its checkpoint once more, if it is still there, and compare the data: "
-            f"hpc evaluate RUN --step {steps[row]} --again",
+            do=advice.measured_again(evidence, int(steps[row])),
         )
 
 
@@ -58,15 +59,15 @@ def not_finite(evidence: Evidence) -> Iterator[Finding]:
                 Severity.warning,
                 f"{name} is {values[last]} at step {steps[last]:,}",
                 f"{len(bad)} of the last {len(values)} evaluations gave no number",
-                since=evidence.when(int(steps[bad[0]])),
+                since=evidence.when(float(steps[bad[0]])),
                 about=name,
-                do=f"evaluate its checkpoint once more: hpc evaluate RUN --step {steps[last]} --again",
+                do=advice.measured_again(evidence, int(steps[last])),
             )
 
 
 def _evaluations(evidence: Evidence) -> Iterator[tuple[str, Series]]:
     for name, series in evidence.series.items():
-        if name.split("/")[0] == "validation_loss":
+        if name.split("/")[0] in ("validation_loss", CHECKPOINT):
             yield name, series
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from monitoring.detectors import advice
 from monitoring.evidence import Evidence
 from monitoring.findings import Finding, Severity
+from monitoring.snapshot import ExpertLoad
 
 WARM = 200  # first steps, in which routers still look for their way
 LOADS = 5  # newest loads that have to agree
@@ -37,9 +39,7 @@ def dead_expert(evidence: Evidence) -> Iterator[Finding]:
 def routing_collapse(evidence: Evidence) -> Iterator[Finding]:
     """A layer whose router sends nearly everything to a few experts."""
     for layer, shares, step, first in _recent(evidence):
-        part = shares / shares.sum(axis=1, keepdims=True)
-        logs = np.log(part, out=np.zeros_like(part), where=part > 0)
-        at_work = np.exp(-(part * logs).sum(axis=1))
+        at_work = _at_work(shares)
         if at_work.max() < COLLAPSED * shares.shape[1]:
             yield Finding(
                 "routing_collapse",
@@ -48,8 +48,25 @@ def routing_collapse(evidence: Evidence) -> Iterator[Finding]:
                 f"perplexity of the loads at step {step:,}; the busiest gets {shares[-1].max():.1f} times a fair share",
                 since=first,
                 about=f"layer-{layer}",
-                do="go on from a checkpoint before it, balanced more strongly: hpc fork RUN model.moe.balance_loss=...",
+                do=advice.back(evidence, advice.balanced(evidence), _began(evidence.loads[layer]) - 1),
             )
+
+
+def _at_work(shares: np.ndarray) -> np.ndarray:
+    """How many experts do the work in each load, by its perplexity."""
+    part = shares / np.maximum(shares.sum(axis=1, keepdims=True), 1e-12)
+    logs = np.log(part, out=np.zeros_like(part), where=part > 0)
+    return np.exp(-(part * logs).sum(axis=1))
+
+
+def _began(loads: Sequence[ExpertLoad]) -> int:
+    """The step of the first of the newest loads without a break that few experts do the work of."""
+    begun = loads[-1].step
+    for load in reversed(loads):
+        if _at_work(load.shares[None])[0] >= COLLAPSED * len(load.tokens):
+            break
+        begun = load.step
+    return begun
 
 
 def _recent(evidence: Evidence) -> Iterator[tuple[int, np.ndarray, int, float]]:

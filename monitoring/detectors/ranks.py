@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from monitoring.evidence import Evidence, Pulse
+from monitoring.detectors import advice
+from monitoring.evidence import LATE, Evidence, Pulse
 from monitoring.findings import Finding, Severity
 from monitoring.ranks import ALONE
 
@@ -42,8 +43,7 @@ def stall(evidence: Evidence) -> Iterator[Finding]:
         return
     began = evidence.began or evidence.now
     times = evidence.times[evidence.times >= began][-64:]
-    heard = [float(event["t"]) for event in evidence.events] + list(times[-1:]) + [began]
-    quiet = evidence.now - max(heard)
+    quiet = evidence.now - _heard(evidence, times, began)
     usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     what, patience = _promised(evidence, usual, stepped=bool(len(times)))
     if quiet > patience:
@@ -53,8 +53,20 @@ def stall(evidence: Evidence) -> Iterator[Finding]:
             f"nothing for {_span(quiet)} from {what}",
             f"a step usually takes {usual:.3g} s; silence beyond {_span(patience)} is not to be expected here",
             since=evidence.now - quiet,
-            do="hpc explain RUN; hpc logs RUN --all; to have it start again: hpc cancel RUN, then hpc resume RUN",
+            do="hpc explain RUN; hpc logs RUN --all; to have it start again: hpc cancel RUN --now; hpc resume RUN",
         )
+
+
+def _heard(evidence: Evidence, times: np.ndarray, began: float) -> float:
+    """When the newest word came: unix seconds.
+
+    Of events and of steps the last one counts, not the latest, for a clock may have been ahead for a moment. Where
+    that of the last step is ahead, it still is, and nobody knows.
+    """
+    said = [float(event["t"]) for event in evidence.events[-1:]]
+    if len(times):
+        said = [float(times[-1])] + [t for t in said if t <= evidence.now + LATE]
+    return max(said, default=began)
 
 
 def _promised(evidence: Evidence, usual: float, *, stepped: bool) -> tuple[str, float]:
@@ -99,10 +111,14 @@ def dead_rank(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _never_told(evidence: Evidence, told: list[Pulse]) -> Iterator[Finding]:
-    """Ranks that the attempt has, and that did not say a word while most of the others did."""
+    """Ranks that the attempt has, and that have told nothing of a step while most of the others did."""
     attempt = evidence.snapshot.attempts[-1]
-    size = attempt.world_size or 0
-    silent = sorted({*range(size)} - {pulse.rank for pulse in evidence.pulses} - {*evidence.unreadable})
+    begun = {pulse.rank for pulse in evidence.pulses}
+    size = max(attempt.world_size or 0, len(begun))
+    heard = {pulse.rank for pulse in told} | {*evidence.unreadable}
+    if np.any(evidence.times >= (evidence.began or 0.0)):  # the curve is rank 0's
+        heard.add(0)
+    silent = sorted(({*range(attempt.world_size or 0)} | begun) - heard)
     if 2 * len(told) <= size or min(len(pulse.times) for pulse in told) < 5:
         return
     first = min(float(pulse.times[0]) for pulse in told)
@@ -110,7 +126,7 @@ def _never_told(evidence: Evidence, told: list[Pulse]) -> Iterator[Finding]:
         yield Finding(
             "dead_rank",
             Severity.critical,
-            f"rank {rank} has never said anything",
+            f"rank {rank} has never said anything" + (" but that it began" if rank in begun else ""),
             f"{len(told)} of {size} ranks have, since {_span(evidence.now - first)}",
             since=first,
             node=attempt.node(rank),
@@ -133,10 +149,10 @@ def straggler(evidence: Evidence) -> Iterator[Finding]:
             lost = float(np.median(values)) - middle
             slow = np.mean(values > max(SLOW * middle, middle + DEAR * step_s))
             if slow >= OFTEN and lost > DEAR * step_s:
-                yield _slow(pulse, part, values, middle, step_s)
+                yield _slow(evidence, pulse, part, values, middle, step_s)
 
 
-def _slow(pulse: Pulse, part: str, values: np.ndarray, middle: float, step_s: float) -> Finding:
+def _slow(evidence: Evidence, pulse: Pulse, part: str, values: np.ndarray, middle: float, step_s: float) -> Finding:
     name = {"data_s": "reading its data", "optimizer_s": "updating its parameters"}[part]
     usual = float(np.median(values))
     times = f"{usual / middle:.1f} times" if middle > 0 else "far more than"
@@ -149,7 +165,7 @@ def _slow(pulse: Pulse, part: str, values: np.ndarray, middle: float, step_s: fl
         node=pulse.node,
         rank=pulse.rank,
         about=part.removesuffix("_s"),
-        do=f"leave the node out: hpc resume RUN job.exclude={pulse.node}" if pulse.node else "look at its node",
+        do=f"leave the node out: {advice.without(evidence, pulse.node)}" if pulse.node else "look at its node",
     )
 
 
@@ -168,7 +184,7 @@ def throughput_drop(evidence: Evidence) -> Iterator[Finding]:
             f"median of the last {WINDOW} steps; {usual:,.0f} over the {len(before):,} before"
             + _blame(evidence.series, WINDOW),
             since=evidence.when(speed.steps[-WINDOW]),
-            do="look for a straggler and for what else runs on its nodes: hpc watch RUN, tab ranks",
+            do="look for a straggler, and for what else runs on its nodes, in the tab ranks: hpc watch RUN",
         )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from monitoring.detectors import advice
 from monitoring.evidence import Evidence
 from monitoring.findings import Finding, Severity
 from monitoring.goodput import Bucket
+from monitoring.history import NEWER
 from monitoring.words import duration
 
 LOW = 0.75  # share of the time on nodes that is training
@@ -19,16 +21,16 @@ NEVER = {
     "job requeued in held state": "scontrol release JOB",
     "jobheldadmin": "ask the site why job JOB is held",
     "jobhelduser": "scontrol release JOB",
-    "badconstraints": "hpc cancel RUN; then hpc resume RUN with a request that the site can meet",
+    "badconstraints": "hpc explain RUN; hpc cancel RUN; hpc resume RUN job.constraint=... as the site has it",
     "dependencyneversatisfied": "hpc cancel RUN; what it waits for has failed",
 }
 ADVICE = {
-    Bucket.startup: "fewer and longer slices: job.time=...",
-    Bucket.checkpoint: "fewer checkpoints, or train.checkpoint.background=true",
-    Bucket.evaluation: "evaluate less often: train.evaluate.every_steps=..., or elsewhere: hpc evaluate RUN",
-    Bucket.repeated: "more checkpoints: train.checkpoint.every_steps=...",
-    Bucket.ending: "find what ends late: hpc logs RUN --all",
-    Bucket.unknown: "find what a step waits for: hpc profile RUN",
+    Bucket.startup: ("fewer and longer slices", "job.time=..."),
+    Bucket.checkpoint: ("fewer checkpoints", "train.checkpoint.every_steps=..."),
+    Bucket.evaluation: ("evaluate less often", "train.evaluate.every_steps=..."),
+    Bucket.repeated: ("more checkpoints", "train.checkpoint.every_steps=..."),
+    Bucket.ending: ("find what ends late: hpc logs RUN --all", ""),
+    Bucket.unknown: ("find what a step waits for: hpc profile RUN", ""),
 }
 
 
@@ -53,9 +55,12 @@ def low_goodput(evidence: Evidence) -> Iterator[Finding]:
     """Nodes that are the run's, and do not train."""
     found = evidence.snapshot.outlook
     share = found.ettr_on_nodes
+    if not evidence.trains and not len(evidence.steps):  # it has no steps that training could be seen by
+        return
     if evidence.snapshot.done or share is None or found.on_nodes < JUDGED or share >= LOW:
         return
     most = max(ADVICE, key=lambda bucket: found.seconds[bucket])
+    wanted, change = ADVICE[most]
     rest = f"most of the rest, {duration(found.seconds[most])}, is {most.value}"
     if most is Bucket.repeated and found.best_interval is not None:
         rest += f"; best is a checkpoint every {duration(found.best_interval)}"
@@ -65,7 +70,7 @@ def low_goodput(evidence: Evidence) -> Iterator[Finding]:
         f"{share:.0%} of the time on nodes is training",
         f"{duration(found.on_nodes)} on nodes; {rest}",
         since=found.spans[0].begin if found.spans else evidence.now,
-        do=ADVICE[most],
+        do=f"{wanted}: {advice.changed(evidence, change)}" if change else wanted,
     )
 
 
@@ -97,5 +102,7 @@ def records_lost(evidence: Evidence) -> Iterator[Finding]:
             "what else is shown may lack these records",
             since=evidence.now,
             about=problem,
-            do="look at the disk: hpc doctor",
+            do="update hpc here: what wrote them is newer"
+            if problem.endswith(NEWER)
+            else "look at the disk: hpc doctor",
         )

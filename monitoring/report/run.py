@@ -11,6 +11,7 @@ import numpy as np
 
 from monitoring import energy, fields, goodput, layout
 from monitoring.curves import Curves
+from monitoring.evaluations import evaluations
 from monitoring.experts import Experts
 from monitoring.goodput import Bucket
 from monitoring.history import History, read_json
@@ -66,6 +67,7 @@ def report(run: Path, job: JobState | None = None, now: float | None = None) -> 
     body = [
         _head(snapshot, title, _co2(reader)),
         section("Curves", *_curves(curves, max(1, len(snapshot.attempts)))),
+        section("Evaluations of checkpoints", _evaluations(run)),
         section("Where the time went", _time(snapshot), _attempts(snapshot)),
         section("Findings", _findings(snapshot)),
         section("Ranks", *_ranks(run, reader.history)),
@@ -120,6 +122,20 @@ def _curves(curves: Curves, attempts: int) -> Iterator[str]:
             lines += [Line("done again", ghost.curve, COLOURS[-1], ghost=True) for ghost in ghosts]
         if drawn := plot.curves(lines, title, "step", log=log):
             yield section(title, drawn, level=3)
+
+
+def _evaluations(run: Path) -> str:
+    rows = [
+        (
+            f"{each.step:,}",
+            f"{each.trained_tokens:,}" if each.trained_tokens is not None else "",
+            figure(each.loss),
+            figure(each.perplexity),
+            ", ".join(f"{clean(name)} {figure(loss)}" for name, loss in sorted(each.by_source.items())),
+        )
+        for each in evaluations(run)
+    ]
+    return table(("step", "tokens", "loss", "perplexity", "loss by source"), rows, numbers=(0, 1, 2, 3))
 
 
 def _time(snapshot: Snapshot) -> str:

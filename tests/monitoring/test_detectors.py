@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from monitoring.detectors import curve, detect, experts, hardware, ranks, run
+from monitoring.detectors import curve, detect, experts, gpus, hardware, ranks, run
 from monitoring.evidence import Disk, Evidence, Pulse
 from monitoring.findings import Finding, Severity, ordered, worst
 from monitoring.goodput import Bucket, Span, totals
@@ -83,6 +83,20 @@ def test_a_loss_that_goes_wrong_is_told_soon(
 ) -> None:
     found = [delay(break_it, kind, seed) for seed in range(3)]
     assert all(each is not None and each <= steps for each in found), found
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.1, 0.3])
+def test_a_loss_that_went_up_and_stays_there_is_told_at_every_look(noise: float) -> None:
+    whole = healthy(3000, 4)["loss"]
+    whole[1000:] = np.minimum(6, 2.6 + 0.04 * np.arange(2000)) + noise * np.random.default_rng(5).standard_normal(2000)
+    told = [bool(list(curve.divergence(evidence({"loss": whole[:count]})))) for count in range(1400, 3000, 50)]
+    assert sum(told) >= len(told) - 1
+
+
+def test_a_loss_that_comes_down_again_is_no_divergence() -> None:
+    whole = healthy(3000, 4)["loss"]
+    whole[1000:] += 3 * np.exp(-np.arange(2000) / 300)
+    assert not any(list(curve.divergence(evidence({"loss": whole[:count]}))) for count in range(1250, 3000, 50))
 
 
 def test_a_spike_is_none_once_the_news_is_old() -> None:
@@ -170,6 +184,19 @@ def test_silence_is_a_stall_only_beyond_what_the_trainer_allows_itself() -> None
     assert not found(300, {"event": "checkpoint", "t": last + 0.1}) and found(400, {"event": "checkpoint", "t": last})
 
 
+def test_a_clock_that_was_ahead_for_a_moment_hides_no_stall() -> None:
+    ahead = {"event": "started", "t": BEGAN + 86_400}
+    for events in ([ahead], [ahead, {"event": "checkpoint", "t": BEGAN + 30}]):
+        assert not list(ranks.stall(evidence(healthy(200, 0), late=100, events=events)))
+        assert list(ranks.stall(evidence(healthy(200, 0), late=18_000, events=events)))
+
+
+def test_a_clock_that_is_ahead_all_the_time_makes_no_stall() -> None:
+    told = [{"event": "started", "t": BEGAN + 15}]
+    assert not list(ranks.stall(evidence(healthy(2000, 0), late=-600, events=told)))
+    assert not list(ranks.stall(evidence({}, late=-600, events=told)))
+
+
 @pytest.mark.parametrize("event", ["sources", "spike", "stop", "finished", "profile"])
 def test_what_the_trainer_allows_itself_an_hour_for_is_no_stall(event: str) -> None:
     told = {"event": event, "t": BEGAN + 20 + 200 + 0.1}
@@ -206,6 +233,10 @@ def test_a_rank_that_never_said_a_word_is_named() -> None:
     attempt = Attempt(0, began=BEGAN, nodes=("a", "b"), world_size=4)
     (found,) = ranks.dead_rank(replace(given, snapshot=replace(given.snapshot, attempts=(attempt,))))
     assert (found.rank, found.node) == (1, "a") and "never" in found.title
+    header = Pulse(1, "a", np.empty(0), np.empty(0, np.int64), {})
+    (found,) = ranks.dead_rank(replace(given, pulses=[*given.pulses, header]))
+    assert (found.rank, found.node) == (1, "") and "but that it began" in found.title
+    assert not list(ranks.dead_rank(replace(given, pulses=[*given.pulses, header], unreadable={1})))
     assert not list(ranks.dead_rank(given))  # nobody said how many there are
     other = replace(given, snapshot=replace(given.snapshot, attempts=(attempt,)), config={"job": {"_target_": "x"}})
     assert not list(ranks.dead_rank(other))  # of another program nobody knows which ranks tell anything
@@ -251,13 +282,34 @@ def device(rank: int, **fields: float) -> Pulse:
 
 
 def test_gpus_that_idle_or_are_hot() -> None:
-    assert not list(hardware.idle_gpu(evidence({}, pulses=[device(0, gpu_util=0.9)])))
-    assert [f.rank for f in hardware.idle_gpu(evidence({}, pulses=[device(1, gpu_util=0.01)]))] == [1]
-    assert not list(hardware.hot_gpu(evidence({}, pulses=[device(0, temperature_c=70, throttled=0)])))
-    assert len(list(hardware.hot_gpu(evidence({}, pulses=[device(0, temperature_c=92)])))) == 1
-    assert not list(hardware.hot_gpu(evidence({}, pulses=[device(0, temperature_c=70, throttled=0.4)])))
-    (found,) = hardware.hot_gpu(evidence({}, pulses=[device(0, temperature_c=70, throttled=0.9)]))
+    assert not list(gpus.idle_gpu(evidence({}, pulses=[device(0, gpu_util=0.9)])))
+    assert [f.rank for f in gpus.idle_gpu(evidence({}, pulses=[device(1, gpu_util=0.01)]))] == [1]
+    assert not list(gpus.hot_gpu(evidence({}, pulses=[device(0, temperature_c=70, throttled=0)])))
+    assert len(list(gpus.hot_gpu(evidence({}, pulses=[device(0, temperature_c=92)])))) == 1
+    (found,) = gpus.hot_gpu(evidence({}, pulses=[device(0, temperature_c=70, throttled=0.9)]))
     assert "throttled" in found.title and "90% of the time" in found.evidence
+    hours_ago = [replace(device(0), devices=[{**r, "t": r["t"] - 7200} for r in device(0, temperature_c=92).devices])]
+    assert not list(gpus.hot_gpu(evidence({}, pulses=hours_ago)))
+    assert not list(gpus.hot_gpu(evidence({}, pulses=[device(0, temperature_c=70, throttled=0.2)])))
+
+
+def test_errors_that_the_driver_tells_of() -> None:
+    def found(**fields: list[float]) -> list[Finding]:
+        count = len(next(iter(fields.values())))
+        records = [{"t": BEGAN + 60 * n, **{key: row[n] for key, row in fields.items()}} for n in range(count)]
+        pulse = Pulse(3, "b", np.empty(0), np.empty(0, np.int64), {}, records)
+        return list(gpus.gpu_error(evidence({}, pulses=[pulse])))
+
+    assert not found(ecc_errors=[12, 12, 12]) and not found(gpu_util=[0.5])
+    (told,) = found(ecc_errors=[12, 12, 13, 14])
+    assert (told.severity, told.rank, told.node, told.since) == (Severity.critical, 3, "b", BEGAN + 120)
+    assert "14 since" in told.evidence and "12 before" in told.evidence and "job.exclude=b" in told.do
+    other, told = found(xid=[31, 31, 79, 79])
+    assert (other.severity, other.about) == (Severity.warning, "xid-31") and "hpc logs RUN --rank 3" in other.do
+    assert (told.severity, told.since) == (Severity.critical, BEGAN + 120) and "bus" in told.title
+    for xid in (48, 63, 64, 74, 79, 94, 95):
+        assert found(xid=[xid])[0].severity is Severity.critical
+    assert found(xid=[109])[0].severity is Severity.warning
 
 
 def test_memory_that_grows_without_end() -> None:
@@ -265,6 +317,39 @@ def test_memory_that_grows_without_end() -> None:
     whole["peak_memory_gib"] = 10 + np.arange(2000) / 500
     (found,) = hardware.memory_growth(evidence(whole))
     assert found.kind == "memory_growth"
+
+
+def test_memory_that_grows_is_seen_in_the_newest_attempt_and_after_a_long_quiet_time() -> None:
+    leak = 40 + np.arange(4000) * 0.005
+
+    def found(values: np.ndarray, began: int = 0) -> list[Finding]:
+        return list(hardware.memory_growth(replace(evidence({"peak_memory_gib": values}), began=BEGAN + 20 + began)))
+
+    assert found(np.tile(leak, 3), began=8001) and found(np.append(np.full(20_000, 40.0), leak))
+    assert not found(np.append(leak, np.full(8000, 60.0)))
+    assert not found(np.append(leak, np.full(4000, 40.0)), began=4001)
+
+
+def test_memory_of_a_node_that_grows_without_end() -> None:
+    def pulse(rank: int, *, own: float, node: float, minutes: int = 120) -> Pulse:
+        rows = []
+        for n in range(minutes):
+            used = {"memory_gib": 10 + own * n / 60 + 0.01 * (n % 3), "host_memory_gib": 100 + node * n / 60}
+            rows.append(
+                {"t": BEGAN + 60 * (n - minutes), **(used if not rank % 2 else {"memory_gib": used["memory_gib"]})}
+            )
+        return Pulse(rank, "ab"[rank // 2], np.empty(0), np.empty(0, np.int64), {}, rows)
+
+    def found(*given: Pulse) -> list[Finding]:
+        return list(hardware.host_memory_growth(evidence({}, pulses=given)))
+
+    (told,) = found(*(pulse(rank, own=2.0 if rank == 1 else 0.0, node=2.0) for rank in range(4)))
+    assert "rank 1 " in told.title and told.key == "memory_growth:host"
+    (told,) = found(*(pulse(rank, own=2.0, node=4.0) for rank in range(4)))
+    assert "3 others" in told.title
+    assert not found(pulse(0, own=2.0, node=0.0))  # pages of files that are mapped
+    assert not found(pulse(0, own=2.0, node=2.0, minutes=30))
+    assert not found(pulse(0, own=0.2, node=0.2))
 
 
 def test_a_disk_that_takes_no_other_checkpoint() -> None:
@@ -284,6 +369,8 @@ def test_nodes_that_do_not_train_and_what_to_do_about_it() -> None:
     good = replace(given, snapshot=replace(given.snapshot, outlook=outlook(1000)))
     assert not list(run.low_goodput(good))
     (found,) = run.low_goodput(replace(given, snapshot=replace(given.snapshot, outlook=outlook(9000))))
+    other = replace(given, config={"job": {"_target_": "jobs.prepare.Prepare"}})
+    assert not list(run.low_goodput(replace(other, snapshot=replace(given.snapshot, outlook=outlook(9000)))))
     assert "repeated" in found.evidence and "30:00" in found.evidence and "every_steps" in found.do
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from monitoring.detectors import evaluations
+from monitoring.detectors.overfitting import overfitting
 from monitoring.evidence import Evidence
 from monitoring.findings import Finding, Severity
 from monitoring.history import Series
-from tests.monitoring.test_detectors import evidence
+from tests.monitoring.test_detectors import BEGAN, evidence, healthy
 
 
 def law(count: int, every: int = 1000, noise: float = 0.0, seed: int = 0) -> np.ndarray:
@@ -82,3 +85,46 @@ def test_an_evaluation_that_is_no_number_is_told_while_it_is_news() -> None:
     (told,) = found(np.append(law(5), [math.nan, 2.0]))
     assert "nan at step 60" in told.title and told.about == "validation_loss/code"
     assert not found(np.append(math.inf, law(20)))
+
+
+@functools.cache
+def training(seed: int) -> np.ndarray:
+    return healthy(12_000, seed)["loss"]
+
+
+def learned(count: int, turn: int, rise: float, *, noise: float = 0.0, seed: int = 0) -> Evidence:
+    """A training whose validation loss rises from step ``turn`` on, by ``rise`` each 1,000 steps."""
+    steps, dice = np.arange(100, count + 1, 100), np.random.default_rng(seed)
+    values = 2.25 + 8.5 * (np.minimum(steps, turn) + 20.0) ** -0.35 + rise * np.maximum(0, steps - turn) / 1000
+    values *= 1 + noise * dice.standard_t(10, len(steps)) / 1.12
+    given = evidence({"loss": training(seed)[:count]})
+    return replace(given, series={**given.series, "validation_loss": Series(steps, values)})
+
+
+@pytest.mark.parametrize(("rise", "noise", "steps"), [(0.3, 0.003, 1500), (0.1, 0.003, 2500), (0.05, 0.001, 3000)])
+def test_data_that_is_learned_by_heart_is_told(rise: float, noise: float, steps: int) -> None:
+    for seed in range(4):
+        assert not list(overfitting(learned(3000, 3000, rise, noise=noise, seed=seed)))
+        (found,) = overfitting(learned(3000 + steps, 3000, rise, noise=noise, seed=seed))
+        assert found.key == "overfitting:validation_loss" and found.severity is Severity.warning
+        assert 2000 <= found.since - BEGAN - 20 <= 3600
+
+
+def test_a_validation_loss_that_rises_with_the_training_loss_is_no_overfitting() -> None:
+    given = learned(9000, 3000, 0.3)
+    loss = given.series["loss"]
+    risen = Series(loss.steps, np.where(loss.steps > 3000, 3.0, loss.values))
+    assert not list(overfitting(replace(given, series={**given.series, "loss": risen})))
+
+
+def test_noise_is_no_overfitting() -> None:
+    looks, alarms = 0, 0
+    for seed in range(16):
+        noise = (0.0, 0.001, 0.003, 0.01)[seed % 4]
+        for turn in (12_000, 3000):  # it falls, or stays where it is
+            for count in (800, 1500, 3000, 6000, 9000, 12_000):
+                looks, alarms = (
+                    looks + 1,
+                    alarms + len(list(overfitting(learned(count, turn, 0.0, noise=noise, seed=seed)))),
+                )
+    assert not alarms, (alarms, looks)
