@@ -1,4 +1,5 @@
 # make run: everything from nothing to a trained model.  make test: what CI runs.
+# Three at a time also on two cores: many tests wait for processes that they started.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -23,8 +24,8 @@ run: setup
 test: setup
 	@tests/install_slurm
 	@tests/install_chromium
-	$(BIN)/python -m pytest -m "not slurm" -n 2 --dist loadfile
-	$(BIN)/python -m pytest -m slurm -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slurm" -n 3 --dist worksteal
+	$(BIN)/python -m pytest -m slurm -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

@@ -123,7 +123,7 @@ def many_runs(root: Path, count: int) -> None:
     steps = b"".join(
         line
         for step, row in enumerate(values(2000, 1).tolist(), 1)
-        for line in step_lines(step, BEGIN + step, step, row)
+        for line in step_lines(4 * step, BEGIN + step, step, row)  # a thousandth step takes four lines
     )
     config = (
         "name: sweep\ncluster:\n  name: noctua2\ntrain:\n  batch_tokens: 2048\n  tokens: 4096000\n"

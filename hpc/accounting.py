@@ -17,6 +17,7 @@ from typing import Any
 from hpc.ledger import Record
 from hpc.request import Request
 from hpc.slurm import unix
+from monitoring.job import OVER
 
 KIB, GIB = 2**10, 2**30
 _UNITS = {"": 2**20, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
@@ -108,9 +109,7 @@ def state(text: str) -> str:
     """A state without what Slurm adds to it: "CANCELLED by 1000" -> CANCELLED, "OUT_OF_ME+" -> OUT_OF_MEMORY."""
     word = text.split()[0] if text.split() else ""
     if word.endswith("+"):
-        from hpc.slurm import GONE
-
-        return next((known for known in sorted(GONE) if known.startswith(word[:-1])), word[:-1])
+        return next((known for known in sorted(OVER) if known.startswith(word[:-1])), word[:-1])
     return word
 
 

@@ -309,21 +309,20 @@ class Sweep:
     def table(self, metric: str = "loss") -> pd.DataFrame:
         """One row a run: what it changes, its state, step, and the newest value of a metric."""
         import pandas as pd
-        from omegaconf import OmegaConf
 
+        from hpc.standing import standings
         from monitoring.tail import last_value
 
-        found, base = self.status(), OmegaConf.load(self._sweep.base_file)
-        paths = list(dict.fromkeys(path for each in found for path in each.changes if path != "name"))
+        now = self._fresh()
         rows = [
             {
                 "run": each.run,
-                **{path: each.changes.get(path, OmegaConf.select(base, path)) for path in paths},
+                **now.settings(each.number),
                 "state": each.state,
                 "step": each.step,
                 metric: last_value(Path(each.folder), metric),
             }
-            for each in found
+            for each in standings(now)
         ]
         return pd.DataFrame(rows)
 

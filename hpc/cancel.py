@@ -14,6 +14,7 @@ from hpc.queue import belongs, controller, local_lives
 from hpc.runs import Run, write_text
 from hpc.sweep import Sweep
 from hpc.waiting import outcome
+from monitoring.job import OVER
 
 
 def cancel(run: Run, *, now: bool) -> str:
@@ -67,7 +68,7 @@ def _cancel_slurm(run: Run, job_id: str, now: bool) -> str:
             f"hpc emulate down cluster={run.cluster}; hpc cancel {run.id}"
         )
     row = None if environment is None else slurm.queue([job_id], environment).get(job_id)
-    if row is None or row.state in slurm.GONE or not belongs(row, run):
+    if row is None or row.state in OVER or not belongs(row, run):
         run.set_state("cancelled", reason="its job had left the queue")
         return "cancelled; its job had left the queue"
     if "_" in job_id and (run.config().job.runs_per_node or 1) > 1:

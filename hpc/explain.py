@@ -13,7 +13,7 @@ from hpc.requeue import Cause, fruitless
 from monitoring.words import duration
 
 if TYPE_CHECKING:
-    from monitoring.snapshot import JobState  # which takes numpy along
+    from monitoring.job import JobState
 
 # What squeue gives as the reason for a job that waits, in words; "never" for those that no waiting helps.
 _REASONS: tuple[tuple[str, str, str], ...] = (

@@ -61,7 +61,7 @@ def about(run: Run) -> About:
     folder = sweep.of_run(run)
     if folder is not None and (number := (read_json(run.manifest_file) or {}).get("number")) is not None:
         try:
-            changed = Sweep(folder).members[number].changes
+            changed = Sweep(folder).settings(number)
         except (Refused, LookupError, TypeError):  # the sweep's own folder is gone
             folder = None
     elif isinstance(typed, list):

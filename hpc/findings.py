@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc import probes, slurm
+from hpc.departed import Departed
 from hpc.errors import Refused
 from hpc.queue import controller
 from hpc.quota import NEARLY, uses
@@ -19,7 +20,8 @@ from monitoring import layout
 
 if TYPE_CHECKING:
     from monitoring.findings import Finding
-    from monitoring.snapshot import JobState, Snapshot
+    from monitoring.job import JobState
+    from monitoring.snapshot import Snapshot
 
 TOLD = "told.json"  # in the run's folder: of which findings people were told, when, and how bad they were
 AGAIN = 24 * 3600.0  # seconds after which a finding that is still there is told again
@@ -62,7 +64,7 @@ def judge(found: Sequence[Run], say: Callable[[Run, str], None]) -> Judged:
     from monitoring.findings import silenced
     from monitoring.reader import Reader
 
-    jobs, read, asked, failed = states(found), [], {}, 0
+    jobs, read, asked, failed = states(found, departed=Departed()), [], {}, 0
     for run in found:
         try:
             snapshot = Reader(run.folder).read(jobs.get(run.folder))

@@ -10,6 +10,7 @@ from typing import Any
 from hpc import notes, runs
 from hpc.runs import Run
 from hpc.trained import Saved, Source
+from monitoring.job import GONE, JobState
 
 ENDED = ("finished", "failed", "cancelled")  # what a run says of itself when nothing more comes of it
 
@@ -38,7 +39,7 @@ class Row:
     sources: tuple[Source, ...] = ()
 
 
-def read(found: Sequence[Run], jobs: Mapping[Path, Any] | None = None) -> list[Row]:
+def read(found: Sequence[Run], jobs: Mapping[Path, JobState] | None = None) -> list[Row]:
     """One row a run, with what Slurm says where the run is still in its hands.
 
     Args:
@@ -53,8 +54,8 @@ def read(found: Sequence[Run], jobs: Mapping[Path, Any] | None = None) -> list[R
     return [row(run, jobs.get(run.folder)) for run in found]
 
 
-def row(run: Run, job: Any) -> Row:
-    """A run by its folder and what Slurm says of its job, a ``JobState`` or None."""
+def row(run: Run, job: JobState | None) -> Row:
+    """A run by its folder and what Slurm says of its job."""
     from hpc.ledger import history
     from monitoring import fields
     from monitoring.tail import last_record
@@ -98,17 +99,14 @@ def _metric(value: Any) -> float | str | None:
     return value if metric(value) is not None else None
 
 
-def _in_other_hands(run: Run, job: Any, text: str, reason: str) -> tuple[str, str]:
+def _in_other_hands(run: Run, job: JobState | None, text: str, reason: str) -> tuple[str, str]:
     """State and reason of a run that has not ended by its own word, as Slurm or this machine see it."""
-    from hpc.queue import local_lives
-    from hpc.slurm import GONE
-
     if job is None:
-        if (run.job_id or "").startswith("local-") and local_lives(run) is False:
-            return "gone", f"its supervisor was killed; see: hpc logs {run.id}"
         return text, reason
-    if job.state == "GONE" or job.state in GONE:
-        said = "Slurm no longer knows its job" if job.state == "GONE" else f"its job is {job.state}"
+    if job.over:
+        if job.job_id.startswith("local-"):
+            return "gone", f"its supervisor was killed; see: hpc logs {run.id}"
+        said = "Slurm no longer knows its job" if job.state == GONE else f"its job is {job.state}"
         return "gone", f"{said}, and the run has not ended; to go on: hpc resume {run.id}"
     return job.state.lower(), job.reason if job.reason not in ("None", "") and job.state == "PENDING" else reason
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from hpc import slurm, sweep
 from hpc.config import Launcher
+from hpc.departed import Departed
 from hpc.runs import Run
 from hpc.submit import target
 from hpc.sweep import Sweep
-
-if TYPE_CHECKING:  # numpy comes with it
-    from monitoring.snapshot import JobState
+from monitoring.job import GONE, JobState
 
 
 class Task(NamedTuple):
@@ -28,14 +28,20 @@ class Task(NamedTuple):
 
 
 def states(
-    found: Iterable[Run], known: Mapping[Path, JobState] | None = None, tasks: Iterable[Task] = ()
+    found: Iterable[Run],
+    known: Mapping[Path, JobState] | None = None,
+    tasks: Iterable[Task] = (),
+    departed: Departed | None = None,
 ) -> Mapping[Path, JobState]:
     """The job of each run that is in Slurm's hands, by run folder; its state is GONE if Slurm knows it no more.
+
+    So it is of a run without Slurm whose supervisor was killed.
 
     Args:
         known: what was answered before; it stays, with its age, where Slurm does not answer now. No answer is not an
             empty queue.
         tasks: runs that have not begun are asked about with the others.
+        departed: what is to ask the accounting how the jobs of runs ended that left the queue; None: nothing is.
     """
     by_cluster: dict[tuple[str, bool], list[tuple[Run, str, Run | Sweep]]] = {}
     result: dict[Path, JobState] = {}
@@ -43,26 +49,43 @@ def states(
         job_id = run.job_id
         if job_id is None or run.state().get("state") in ("finished", "failed", "cancelled"):
             continue
+        if job_id.startswith("local-") and local_lives(run) is False:
+            result[run.folder] = JobState(job_id=job_id, state=GONE, seen=time.time())
         if re.fullmatch(r"\d+(_\d+)?", job_id):
             by_cluster.setdefault((run.cluster, run.emulated), []).append((run, job_id, run))
     for run, job_id, of in tasks:
         by_cluster.setdefault((of.cluster, of.emulated), []).append((run, job_id, of))
     for (_, emulated), members in by_cluster.items():
         environment = controller(members[0][2])
-        if environment is None:
-            if emulated:
-                result.update({run.folder: _gone(job_id, emulated) for run, job_id, _ in members})
-            continue
-        try:
-            rows = slurm.queue([job_id for _, job_id, _ in members], environment, timeout=10)
-        except slurm.SlurmError:
-            folders = [run.folder for run, _, _ in members]
-            result.update({folder: known[folder] for folder in folders if known and folder in known})
-            continue
-        for run, job_id, of in members:
-            row = rows.get(job_id)
-            ours = row is not None and (belongs(row, run) if of is run else _works_in(row, of.folder))
-            result[run.folder] = job_state(row, emulated=emulated) if row and ours else _gone(job_id, emulated)
+        if environment is not None:
+            result.update(_answered(members, environment, known or {}, departed))
+        elif emulated:
+            result.update({run.folder: _gone(job_id, emulated) for run, job_id, _ in members})
+    return result
+
+
+def _answered(
+    members: Sequence[tuple[Run, str, Run | Sweep]],
+    environment: Mapping[str, str],
+    known: Mapping[Path, JobState],
+    departed: Departed | None,
+) -> dict[Path, JobState]:
+    """What one Slurm says of jobs: of each the run, its id, and whose it is, the run's or a sweep's."""
+    try:
+        rows = slurm.queue([job_id for _, job_id, _ in members], environment, timeout=10)
+    except slurm.SlurmError:
+        folders = [run.folder for run, _, _ in members]
+        return {folder: known[folder] for folder in folders if folder in known}
+    result = {}
+    for run, job_id, of in members:
+        row = rows.get(job_id)
+        ours = row is not None and (belongs(row, run) if of is run else _works_in(row, of.folder))
+        emulated = of.emulated
+        result[run.folder] = job_state(row, emulated=emulated) if row and ours else _gone(job_id, emulated)
+    if departed is not None:
+        left = [(run, job_id) for run, job_id, of in members if of is run and result[run.folder].over]
+        for (folder, _), end in departed.ends(left, environment).items():
+            result[folder] = replace(result[folder], state=end.state, ended=end.at)
     return result
 
 
@@ -99,15 +122,11 @@ def local_lives(run: Run) -> bool | None:
 
 
 def _gone(job_id: str, emulated: bool) -> JobState:
-    from monitoring.snapshot import JobState
-
-    return JobState(job_id=job_id, state="GONE", emulated=emulated, seen=time.time())
+    return JobState(job_id=job_id, state=GONE, emulated=emulated, seen=time.time())
 
 
 def job_state(row: slurm.QueueRow, *, emulated: bool) -> JobState:
     """A row of squeue as the monitor takes it."""
-    from monitoring.snapshot import JobState
-
     return JobState(
         job_id=row.job_id,
         state=row.state,

@@ -31,25 +31,29 @@ class Use:
 def uses(text: str) -> Iterator[Use]:
     """All that have a limit.
 
-    A line has the file system's name, then twice (for room and for files) what is used, the quota, the limit and, only
-    where it is over, a time of grace. 0 is no limit. A long name may stand on a line of its own.
+    A line has the file system's name, then twice (for room and for files) what is used, the quota, the limit and a
+    time of grace, which quota leaves out where nothing is over. 0 and - are no limit. Brackets are around what a part
+    of Lustre did not answer for. A long name may stand on a line of its own.
     """
     name = ""
     for line in text.splitlines():
         words = line.split()
-        if len(words) == 1 and not _is_number(words[0]):
+        if len(words) == 1 and _number(words[0]) is None:
             name = words[0]
             continue
-        if words and not _is_number(words[0]):
+        if words and _number(words[0]) is None:
             name, words = words[0], words[1:]
-        numbers = [word for word in words if _is_number(word)]
-        for what, begin in (("room", 0), ("files", 3)):
-            if len(numbers) < begin + 3:
+        for what in ("room", "files"):
+            used, soft, hard = (_number(word) for word in [*words, "", "", ""][:3])
+            if used is None or soft is None or hard is None:
                 break
-            used, soft, hard = (int(word.rstrip("*")) for word in numbers[begin : begin + 3])
             if soft or hard:
-                yield Use(name, what, used, hard or soft, over=numbers[begin].endswith("*"))
+                yield Use(name, what, used, hard or soft, over="*" in words[0])
+            grace = words[3:4] == ["-"] or (len(words) > 3 and _number(words[3]) is None)
+            words = words[4:] if grace else words[3:]
 
 
-def _is_number(word: str) -> bool:
-    return word.isascii() and word.rstrip("*").isdecimal()
+def _number(word: str) -> int | None:
+    """A figure; None for what is none, such as a name or a time of grace."""
+    plain = "0" if word == "-" else word.strip("[]*")
+    return int(plain) if plain.isascii() and plain.isdecimal() and len(plain) <= 20 else None

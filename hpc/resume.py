@@ -18,6 +18,7 @@ from hpc.queue import belongs, controller, local_lives
 from hpc.runs import NAME, Run, disk_failure, read_json, sync_folder, write_json, write_text
 from hpc.submit import Plan
 from hpc.waiting import outcome
+from monitoring.job import OVER
 from trainer import checkpoint_folder as checkpoints
 from trainer.problems import Problem
 
@@ -261,7 +262,7 @@ def lives(run: Run) -> bool:
     if environment is None:
         return False
     row = slurm.queue([job_id], environment).get(job_id)
-    return row is not None and row.state not in slurm.GONE and belongs(row, run)
+    return row is not None and row.state not in OVER and belongs(row, run)
 
 
 def _refresh_code(run: Run) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc.errors import Failed
+from monitoring.job import OVER
 
 TIMEOUT = 30.0  # seconds for one answer
 URGENT = 8.0  # the same, while Slurm is about to kill whoever asks
@@ -222,19 +223,6 @@ def unix(text: str) -> float | None:
         return None
 
 
-GONE = {
-    "COMPLETED",
-    "FAILED",
-    "CANCELLED",
-    "TIMEOUT",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "BOOT_FAIL",
-    "DEADLINE",
-    "PREEMPTED",
-}
-
-
 def in_queue(job_id: str, environment: Mapping[str, str] | None = None) -> str | None:
     """The state of a job that still waits, runs or may run again; None if Slurm has let go of it.
 
@@ -242,7 +230,7 @@ def in_queue(job_id: str, environment: Mapping[str, str] | None = None) -> str |
         SlurmError: if Slurm does not answer.
     """
     row = queue([job_id], environment).get(job_id)
-    return None if row is None or row.state in GONE else row.state
+    return None if row is None or row.state in OVER else row.state
 
 
 def job(job_id: str, environment: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -16,6 +16,7 @@ from hpc.errors import Failed
 from hpc.listing import Row, read
 from hpc.queue import controller
 from hpc.sweep import Array, Sweep
+from monitoring.job import OVER
 
 POLL = 2.0  # seconds between two looks while waiting; each asks Slurm once
 # Of these nothing more comes unless somebody asks for it.
@@ -85,7 +86,7 @@ def tasks(sweep: Sweep) -> dict[int, tuple[str, str]]:
     for array in arrays:
         for number, job_id in array.jobs().items():
             row = rows.get(job_id)
-            if row is not None and row.state not in slurm.GONE and _of(sweep, row):
+            if row is not None and row.state not in OVER and _of(sweep, row):
                 found[number] = row.state.lower(), "" if row.reason == "None" else row.reason
     return found
 

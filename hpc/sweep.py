@@ -19,10 +19,10 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,20 @@ class Sweep:
             OmegaConf.update(tree, path, value, merge=False, force_add=True)
         return tree
 
+    def settings(self, number: int) -> dict[str, Any]:
+        """What tells a run from the others: its value of all that any of them changes, the base's where it changes
+        nothing. The run's name is left out, which is told wherever the run is.
+
+        Raises:
+            Refused: if the base cannot be read.
+        """
+        changed, base = self.members[number].changes, _read_base(self.base_file)
+        return {path: _value(changed, base, path) for path in self._changed}
+
+    @cached_property
+    def _changed(self) -> list[str]:
+        return list(dict.fromkeys(path for member in self.members for path in member.changes if path != "name"))
+
     def begin(self, number: int, job_id: str | None) -> tuple[Run, Config]:
         """Write a run's folder, whole or not at all, where it is not there yet.
 
@@ -265,6 +279,27 @@ class Sweep:
         tmp.set_state("queued", cluster=self.cluster, emulated=self.emulated, reason="")
         write_text(tmp.config_file, OmegaConf.to_yaml(tree))
         return config
+
+
+@lru_cache(maxsize=64)  # it is written once, and is asked for again and again by whoever watches sweeps
+def _read_base(file: Path) -> Any:
+    from omegaconf import OmegaConf
+
+    try:
+        return OmegaConf.to_container(OmegaConf.load(file))
+    except (OSError, ValueError) as error:
+        raise Refused(f"{file} cannot be read: {error}. Without it nobody knows what the runs change") from error
+
+
+def _value(changed: Mapping[str, Any], base: Any, path: str) -> Any:
+    """The value of a run; one that changes a whole part has all that is in that part from there."""
+    above = [each for each in changed if each == path or path.startswith(f"{each}.")]
+    if above:
+        nearest = max(above, key=len)
+        base, path = changed[nearest], path[len(nearest) + 1 :]
+    for key in path.split(".") if path else ():
+        base = base.get(key) if isinstance(base, Mapping) else None
+    return base
 
 
 def changes(base: Any, other: Any, prefix: str = "") -> dict[str, Any]:

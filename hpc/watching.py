@@ -19,14 +19,15 @@ from typing import NamedTuple
 
 from hpc import listing, queue, runs
 from hpc.config import Launcher
+from hpc.departed import Departed
 from hpc.errors import Refused
 from hpc.listing import ENDED, Row
 from hpc.queue import Task
 from hpc.runs import Run
 from hpc.sweep import Sweep
+from monitoring.job import JobState
 from monitoring.reader import Reader
 from monitoring.recorder import metric
-from monitoring.snapshot import JobState
 from monitoring.tail import recent_steps
 from monitoring.terminal.plain import SILENT
 from monitoring.terminal.source import Entry
@@ -67,6 +68,7 @@ class Fleet:
         self._read_every = READ_EVERY
         self._jobs: Mapping[Path, JobState] = {}
         self._judged: dict[Path, tuple[float, float | None]] = {}  # monotonic time, goodput
+        self._departed = Departed()
         self._stop = threading.Event()
         self._seen = 0.0  # monotonic; when the list was last asked for
         self._started = False
@@ -142,7 +144,7 @@ class Fleet:
         job = self._jobs.get(entry.folder)
         if job is None:
             return entry
-        if job.state == "GONE":
+        if job.over:
             return replace(entry, state="never began", reason="its job is gone")
         return replace(entry, state=job.state.lower(), reason="" if job.reason == "None" else job.reason)
 
@@ -159,7 +161,7 @@ class Fleet:
         while not self._stop.is_set():
             tasks = [task for _, task in self._tasks if task is not None]
             with contextlib.suppress(Exception):  # a folder went away while it was read; the next look may succeed
-                self._jobs = queue.states(list(self._wanted), self._jobs, tasks)
+                self._jobs = queue.states(list(self._wanted), self._jobs, tasks, self._departed)
             self._stop.wait(ASK_SLURM_EVERY)
 
     def _judge(self) -> None:

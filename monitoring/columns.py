@@ -70,9 +70,14 @@ class Columns:
         """The fields that each record must have, as integers."""
         return {"step": self.steps}
 
+    @property
+    def size(self) -> int:
+        """How many rows there are."""
+        return len(self.times)
+
     def column(self, name: str) -> np.ndarray:
-        """One metric with a value for each step: NaN where it is missing."""
-        found = np.full(len(self.steps), np.nan)
+        """One metric with a value for each row: NaN where it is missing."""
+        found = np.full(self.size, np.nan)
         if (metric := self.metrics.get(name)) is not None:
             found[np.array(metric.rows, np.int64)] = np.array(metric.values)
         return found
@@ -93,17 +98,26 @@ class Columns:
             value = record.get(name)
             if whole(value) is None:
                 return False
-        if not self.steps or record["step"] != self.steps[-1]:
+        if not self._goes_on(record):
             for name, values in integers.items():
                 values.append(record[name])
             self.times.append(record["t"])
-        row = len(self.steps) - 1
+        row = self.size - 1
         for name, value in record.items():
             if name in RESERVED or (self.only is not None and name not in self.only):
                 continue
             if (number := metric(value)) is not None:
                 self.metric(name).set(row, number)
         return True
+
+    def _goes_on(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record is of the step of the last row."""
+        return bool(self.steps) and record["step"] == self.steps[-1]
+
+    def _apart(self, new: Mapping[str, array[int]]) -> bool:
+        """Whether each of some new records is a row of its own."""
+        steps = np.array(new["step"])
+        return not ((steps[1:] == steps[:-1]).any() or (self.steps and self.steps[-1] == new["step"][0]))
 
     def metric(self, name: str) -> Metric:
         """The column of a metric, made if there is none yet."""
@@ -128,10 +142,9 @@ class Columns:
             new = {name: array("q", given[name]) for name in integers}
         except (KeyError, OverflowError):
             return False
-        steps = np.array(new["step"])
-        if (steps[1:] == steps[:-1]).any() or (self.steps and self.steps[-1] == new["step"][0]):
+        if not self._apart(new):
             return False
-        first, count = len(self.steps), len(records)
+        first, count = self.size, len(records)
         for name, values in integers.items():
             values.extend(new[name])
         self.times.extend(given["t"])
@@ -146,4 +159,18 @@ class Columns:
                 for row, value in enumerate(values, first):
                     if (number := metric(value)) is not None:
                         self.metric(name).set(row, number)
+        return True
+
+
+@dataclass
+class Samples(Columns):
+    """Records of no step, such as those of a device: each is a row of its own."""
+
+    def integers(self) -> dict[str, array[int]]:
+        return {}
+
+    def _goes_on(self, record: Mapping[str, Any]) -> bool:
+        return False
+
+    def _apart(self, new: Mapping[str, array[int]]) -> bool:
         return True

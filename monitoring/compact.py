@@ -29,7 +29,7 @@ from monitoring.compacted import META, VERSION
 from monitoring.experts import METRICS, Loads, take
 from monitoring.experts import from_table as loads_from
 from monitoring.history import Attempt, read_json, stretches_from
-from monitoring.ranks import RankFile
+from monitoring.ranks import DeviceFile, RankFile
 from monitoring.ranks import from_table as rank_from
 from monitoring.tail import RecordTail
 
@@ -71,7 +71,8 @@ def compact(run: Path, number: int, *, again: bool = False) -> list[str]:
     folder, written, unequal = layout.attempt_folder(run, number), [], None
     _sweep(folder)
     for name, make in (
-        (layout.RANKS_COMPACTED, _ranks),
+        (layout.RANKS_COMPACTED, _summaries),
+        (layout.DEVICES_COMPACTED, _devices),
         (layout.EXPERTS_COMPACTED, _experts),
         (layout.STEPS_COMPACTED, _steps),
     ):
@@ -111,20 +112,27 @@ def _steps(run: Path, number: int) -> bool:
     return _write(records.folder / layout.STEPS_COMPACTED, tables, meta, [_digest(each) for each in found], read_back)
 
 
-def _ranks(run: Path, number: int) -> bool:
-    folder = layout.attempt_folder(run, number)
+def _summaries(run: Path, number: int) -> bool:
+    return _ranks(layout.attempt_folder(run, number), RankFile)
+
+
+def _devices(run: Path, number: int) -> bool:
+    return _ranks(layout.attempt_folder(run, number), DeviceFile)
+
+
+def _ranks(folder: Path, kind: type[RankFile]) -> bool:
     names: list[str] = []
     while True:
         meta: dict[str, Any] = {"sources": [], "dropped": {}}
         digests: list[str] = []
-        tables = _rank_tables(folder, names, meta, digests)
+        tables = _rank_tables(folder, kind, names, meta, digests)
         with contextlib.suppress(_Wider):
             return _write(
-                folder / layout.RANKS_COMPACTED,
+                folder / kind.parquet,
                 tables,
                 meta,
                 digests,
-                lambda file: (rank_from(file.read_row_group(group))[1] for group in range(file.num_row_groups)),
+                lambda file: (rank_from(file.read_row_group(n), kind.make())[1] for n in range(file.num_row_groups)),
             )
 
 
@@ -132,7 +140,9 @@ class _Wider(Exception):
     """A metric came up for which there was no column."""
 
 
-def _rank_tables(folder: Path, names: list[str], meta: dict[str, Any], digests: list[str]) -> Iterator[pa.Table]:
+def _rank_tables(
+    folder: Path, kind: type[RankFile], names: list[str], meta: dict[str, Any], digests: list[str]
+) -> Iterator[pa.Table]:
     """The table of each rank, one at a time, for all together are large; fills the others, ``names`` for the next try.
 
     Raises:
@@ -140,7 +150,7 @@ def _rank_tables(folder: Path, names: list[str], meta: dict[str, Any], digests: 
     """
     first = not names
     for rank in layout.recorded_ranks(folder):
-        file = RankFile(layout.rank_records(folder, rank))
+        file = kind(layout.rank_records(folder, rank))
         file.refresh()
         if file.tail.newer or file.tail.error:
             raise OSError(f"{file.tail.path}: {file.tail.error or 'it is of a newer protocol'}")
@@ -151,7 +161,7 @@ def _rank_tables(folder: Path, names: list[str], meta: dict[str, Any], digests: 
         names.extend(new)
         if new and not first:
             raise _Wider
-        if file.columns.steps:
+        if file.columns.size:
             first = False
             digests.append(_digest(file.columns))
             yield _table(file.columns, names, rank=rank)
@@ -178,7 +188,7 @@ def _table(columns: Columns, names: Sequence[str], **same: int) -> pa.Table:
     """Columns as a table with all of ``names``; ``same`` has one value for all rows."""
     import pyarrow as pa
 
-    size = len(columns.steps)
+    size = columns.size
     found: dict[str, Any] = {name: pa.array(np.full(size, value, np.int32)) for name, value in same.items()}
     for name, values in columns.integers().items():
         found[name] = pa.array(np.array(values, np.int64))

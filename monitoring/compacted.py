@@ -5,6 +5,8 @@
 - ``steps.parquet``: ``step``, ``tokens``, ``t`` and a column for each metric of rank 0's ``step`` records
 - ``ranks.parquet``: ``rank``, ``step``, ``t`` and a column for each metric of the ``rank`` records of all ranks; a row
   group for each rank
+- ``devices.parquet``: ``rank``, ``t`` and a column for each metric of the ``device`` records of all ranks; a row group
+  for each rank
 - ``experts.parquet``: ``layer``, ``step``, ``t``, ``tokens`` (a list, one number for each expert), ``entropy``,
   ``dropped``; a row group for each layer
 

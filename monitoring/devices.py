@@ -2,26 +2,38 @@
 
 GPUs by NVML (``nvidia-ml-py``, where it and a driver are there), found by their UUID: what torch calls device 0 may be
 any of a node's GPUs. The host by psutil.
+
+A record is what several samples have in common, about one a minute: in weeks of training many ranks would otherwise
+write gigabytes of them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psutil
 
 EVERY = 10.0  # seconds between two samples
+FIRST = (1, 1, 2)  # samples of the first records, so that a short run shows something too
+LATER = 6  # samples of each record after these
 GIB = 2**30
+DIGITS = 4  # significant ones that a measured value has
+# What a record says of its samples, where it is not their mean.
+COUNTERS = ("energy_j", "ecc_errors", "xid")  # the newest, and all its digits before the point
+TOTALS = ("gpu_memory_total_gib", "host_memory_total_gib")  # the newest
+PEAKS = ("temperature_c", "gpu_memory_gib", "memory_gib", "host_memory_gib")  # the highest, which is what hurts
 
 
 class Sampler:
-    """A thread that hands samples over, one each ``every`` seconds. A context manager.
+    """A thread that takes a sample each ``every`` seconds and hands records of them over. A context manager: what was
+    sampled is recorded when it ends.
 
     Args:
-        record: takes the fields of a sample as keyword arguments, such as ``Recorder.device``.
+        record: takes the fields of a record as keyword arguments, such as ``Recorder.device``.
         gpu: UUID of this rank's GPU; None: it has none.
         host: whether this rank tells of its whole node too; one rank of a node is enough.
     """
@@ -50,12 +62,34 @@ class Sampler:
         if self._gpu is not None:
             with contextlib.suppress(Exception):  # no library, no driver, a GPU that is lost
                 self._sources.append(Gpu(self._gpu))
-        while not self._left.wait(self._every):
-            fields: dict[str, float] = {}
-            for source in self._sources:
-                with contextlib.suppress(Exception):
-                    fields |= source()
-            self._record(**fields)
+        for count in itertools.chain(FIRST, itertools.repeat(LATER)):
+            samples: list[dict[str, float]] = []
+            while len(samples) < count and not self._left.wait(self._every):
+                samples.append(self._sample())
+            if samples:
+                self._record(**summary(samples))
+            if self._left.is_set():
+                return
+
+    def _sample(self) -> dict[str, float]:
+        fields: dict[str, float] = {}
+        for source in self._sources:
+            with contextlib.suppress(Exception):
+                fields |= source()
+        return fields
+
+
+def summary(samples: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What one record says of consecutive samples: of each metric the mean, but for those that are named above."""
+    names = dict.fromkeys(name for sample in samples for name in sample)
+    return {name: _one(name, [sample[name] for sample in samples if name in sample]) for name in names}
+
+
+def _one(name: str, values: Sequence[float]) -> float:
+    if name in COUNTERS:
+        return float(round(values[-1]))
+    found = values[-1] if name in TOTALS else max(values) if name in PEAKS else sum(values) / len(values)
+    return float(f"{found:.{DIGITS}g}")
 
 
 class _Process:
@@ -87,7 +121,7 @@ class Gpu:
 
     - ``gpu_util`` (0 to 1), ``gpu_memory_gib`` of ``gpu_memory_total_gib``, ``clock_mhz``, ``temperature_c``
     - ``power_w``, and ``energy_j`` since the driver was loaded, of which differences count
-    - ``throttled``: 1 while heat or power hold its clock down, else 0
+    - ``throttled``: 1 while heat or power hold its clock down, else 0; of a record the share of the time
     - ``ecc_errors`` that could not be corrected since the driver was loaded; ``xid``: the newest Xid error seen here
 
     Raises:

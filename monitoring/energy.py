@@ -2,69 +2,45 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import orjson
+import numpy as np
 
 from monitoring import layout
+from monitoring.columns import Columns
+from monitoring.ranks import DeviceFile, every_rank
 
-LONGEST = 120.0  # seconds between two samples beyond which nothing is said of the time between
+METRICS = ("power_w", "energy_j")
+LONGEST = 300.0  # seconds between two records beyond which nothing is said of the time between
 
 
-def kwh(samples: Iterable[Sequence[Mapping[str, Any]]]) -> float | None:
+def kwh(ranks: Iterable[Columns]) -> float | None:
     """Kilowatt-hours of all ranks together; None where none told of any power.
 
-    By the driver's counter where two samples of a rank have it and it grew; else by power times time.
+    By the driver's counter where two records of a rank have it and it grew; else by power times time: that of a record
+    is the mean of the time before it.
 
     Args:
-        samples: of each rank its device records, in order.
+        ranks: of each its device records in an attempt, in order.
     """
     joules, known = 0.0, False
-    for rank in samples:
-        for one, two in pairwise(rank):
-            seconds = two["t"] - one["t"]
-            if not 0 < seconds <= LONGEST:
-                continue
-            counted = _number(two, "energy_j") - _number(one, "energy_j")
-            power = (_number(one, "power_w") + _number(two, "power_w")) / 2
-            if counted > 0:
-                joules, known = joules + counted, True
-            elif power == power:
-                joules, known = joules + power * seconds, True
+    for rank in ranks:
+        seconds = np.diff(np.array(rank.times))
+        counted, power = np.diff(rank.column("energy_j")), rank.column("power_w")[1:]
+        with np.errstate(invalid="ignore"):
+            found = np.where(counted > 0, counted, power * seconds)
+            found = found[(seconds > 0) & (seconds <= LONGEST) & np.isfinite(found)]
+        joules, known = joules + float(found.sum()), known or bool(len(found))
     return joules / 3.6e6 if known else None
 
 
 def of_run(run: Path) -> float | None:
     """Kilowatt-hours of all attempts of the run in a folder; None where nothing was recorded of any power."""
-    found = []
-    for number in layout.attempt_numbers(run):
-        attempt = layout.attempt_folder(run, number)
-        for rank in layout.recorded_ranks(attempt):
-            found.append(list(_device_records(layout.rank_records(attempt, rank))))
-    return kwh(found)
-
-
-def _device_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Only these lines are parsed, of files that may have millions of others."""
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        for line in file:
-            if b'"kind":"device"' not in line:
-                continue
-            with contextlib.suppress(ValueError):  # torn or damaged
-                record = orjson.loads(line[line.rfind(b"\0") + 1 :])
-                if isinstance(record, dict) and isinstance(record.get("t"), int | float):
-                    yield record
+    attempts = [layout.attempt_folder(run, number) for number in layout.attempt_numbers(run)]
+    return kwh(columns for attempt in attempts for _, columns in every_rank(attempt, DeviceFile, METRICS))
 
 
 def co2_kg(kilowatt_hours: float, grams_per_kwh: float) -> float:
     """Kilograms of CO2 for what the grid gives off for each kilowatt-hour."""
     return kilowatt_hours * grams_per_kwh / 1e3
-
-
-def _number(record: Mapping[str, Any], name: str) -> float:
-    value = record.get(name)
-    return float(value) if isinstance(value, int | float) else float("nan")

@@ -20,7 +20,8 @@ from monitoring.tail import RecordTail, newest
 
 TAIL = 1 << 16  # bytes of a rank's records that are read of a file that is already long
 RECENT = 32  # summaries of a rank, and loads of a layer, that are kept
-SAMPLES = 128  # of a rank's device that are kept: 20 minutes
+DEVICES = 64  # records of a rank's device that are kept: an hour
+ENOUGH = 12  # of them that are looked for in a file that is already long
 LATE = 30.0  # seconds by which the clocks of Slurm and of a node may differ
 TRAINING = "jobs.train.Train"  # the kind of job whose configuration says how long it trains
 _WATCH = {"hang_seconds": 300.0, "hang_factor": 10.0}  # where the configuration does not say
@@ -166,7 +167,7 @@ class Gathering:
             new = rank not in self._tails
             if new:
                 self._tails[rank] = RecordTail(layout.rank_records(attempt, rank), begin=TAIL)
-                self._rows[rank], self._devices[rank] = deque(maxlen=RECENT), deque(maxlen=SAMPLES)
+                self._rows[rank], self._devices[rank] = deque(maxlen=RECENT), deque(maxlen=DEVICES)
             for found in self._tails[rank].read():
                 if found.again:
                     self._rows[rank].clear()
@@ -176,9 +177,15 @@ class Gathering:
                         self._rows[rank].append(record)
                     elif record["kind"] == "device":
                         self._devices[rank].append(record)
-            if new and len(self._rows[rank]) < RECENT:
-                _fill_up(self._rows[rank], layout.rank_records(attempt, rank))
+            if new:
+                self._fill_up(rank, layout.rank_records(attempt, rank))
         self._read_loads(attempt)
+
+    def _fill_up(self, rank: int, path: Path) -> None:
+        """Take what is further back: hours of records of a device behind the last summary of a rank that hangs, or
+        minutes of steps behind the last one of a device."""
+        _earlier(self._rows[rank], filter(_is_summary, islice(newest(path, "rank"), RECENT)), RECENT)
+        _earlier(self._devices[rank], newest(path, "device"), ENOUGH)
 
     def _read_loads(self, attempt: Path) -> None:
         if self._experts is None:
@@ -210,10 +217,10 @@ class Gathering:
         )
 
 
-def _fill_up(rows: deque[dict[str, Any]], path: Path) -> None:
-    """Take earlier summaries: behind the last one of a rank that hangs there may be hours of samples of its device."""
-    for record in islice(newest(path, "rank"), RECENT):
-        if _is_summary(record) and len(rows) < RECENT and (not rows or record["seq"] < rows[0]["seq"]):
+def _earlier(rows: deque[dict[str, Any]], found: Iterator[dict[str, Any]], most: int) -> None:
+    """Put records before those that are there, until there are ``most``; ``found`` has the newest first."""
+    while len(rows) < most and (record := next(found, None)) is not None:
+        if not rows or record["seq"] < rows[0]["seq"]:
             rows.appendleft(record)
 
 

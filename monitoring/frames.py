@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from monitoring.columns import Columns, Metric
+from monitoring.columns import Columns, Metric, Samples
 from monitoring.evaluations import evaluations
 from monitoring.experts import Loads, every_layer
 from monitoring.history import History, attempt_row
-from monitoring.ranks import STEP, every_rank
+from monitoring.ranks import STEP, DeviceFile, RankFile, every_rank
 from monitoring.snapshot import Attempt
 
 if TYPE_CHECKING:
@@ -55,21 +55,32 @@ class Frames:
 
         A missing metric is ``pd.NA``; NaN stays a value of its own.
         """
+        return self._by_rank(RankFile, Columns(metrics={STEP: Metric()}))
+
+    @cached_property
+    def devices(self) -> pd.DataFrame:
+        """What GPUs, processes and nodes did: attempt, rank, t and metrics (``monitoring/devices.py`` names them)."""
+        return self._by_rank(DeviceFile, Samples())
+
+    def _by_rank(self, kind: type[RankFile], none: Columns) -> pd.DataFrame:
+        """The records of a kind of all ranks; where there are none, the columns of ``none``."""
         import pandas as pd
 
         parts = [
             (attempt.number, rank, found)
             for attempt in self.source.attempts
-            for rank, found in every_rank(attempt.folder)
-            if found.steps
+            for rank, found in every_rank(attempt.folder, kind)
+            if found.size
         ]
         return pd.DataFrame(
             {
-                "attempt": _integers(np.full(len(found.steps), number) for number, _, found in parts),
-                "rank": _integers(np.full(len(found.steps), rank) for _, rank, found in parts),
-                "step": _integers(np.array(found.steps) for *_, found in parts),
+                "attempt": _integers(np.full(found.size, number) for number, _, found in parts),
+                "rank": _integers(np.full(found.size, rank) for _, rank, found in parts),
+                **{
+                    name: _integers(np.array(found.integers()[name]) for *_, found in parts) for name in none.integers()
+                },
                 "t": np.concatenate([np.empty(0), *(np.array(found.times) for *_, found in parts)]),
-                **_metrics([found for *_, found in parts] or [Columns(metrics={STEP: Metric()})]),
+                **_metrics([found for *_, found in parts] or [none]),
             }
         )
 
@@ -129,7 +140,7 @@ def _metrics(parts: Sequence[Columns]) -> dict[str, Any]:
 
     found = {}
     for name in dict.fromkeys(name for part in parts for name in part.metrics):
-        pieces = [part.metrics.get(name, _NONE).dense(0, len(part.steps)) for part in parts]
+        pieces = [part.metrics.get(name, _NONE).dense(0, part.size) for part in parts]
         values, missing = (np.concatenate(each) for each in zip(*pieces, strict=True))
         found[name] = pd.arrays.FloatingArray(values, missing)
     return found
@@ -158,7 +169,7 @@ def load(run: Path | str) -> Frames:
     return Frames(history)
 
 
-TABLES = ("history", "lost", "attempts", "ranks", "experts", "evaluations")
+TABLES = ("history", "lost", "attempts", "ranks", "devices", "experts", "evaluations")
 
 
 def sql(run: Path | str | Frames, query: str) -> pd.DataFrame:

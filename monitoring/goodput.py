@@ -10,7 +10,7 @@ import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -112,17 +112,28 @@ def spans(asked: Sequence[float], attempts: Sequence[Past], now: float, *, over:
     begin = min([*asked, *(past.began for past in attempts[:1])], default=now)
     account = _Account(begin)
     before: Past | None = None
-    for past in attempts:
+    for past, after in zip_longest(attempts, attempts[1:]):
         account.between(before, past.began, asked, past.number)
-        ended = past.ended
-        if ended is None:  # of a run that is over nobody will say it any more: as long as its records go
-            ended = min(now, max([past.began, *past.work.times[-1:].tolist()])) if over else now
+        ended = _ended(past, after, now, over=over)
         for bucket, end in within(past, max(past.began, account.at), max(ended, past.began, account.at)):
             account.until(end, bucket, past.number)
+        if after is not None and past.ended is None:
+            account.until(after.began, Bucket.unknown, past.number)
         before = past
     if not over and (before is None or before.ended is not None):
         account.between(before, now, asked, None)
     return account.spans
+
+
+def _ended(past: Past, after: Past | None, now: float, *, over: bool) -> float:
+    """The moment up to which an attempt's time is its own: there is one at a time, the newest."""
+    ended = past.ended
+    if ended is None:
+        heard = [past.began, *past.work.times[-1:].tolist(), *(pause.t for pause in past.work.after)]
+        # Where another followed, or the run is over, nobody will say it any more: as long as its records go.
+        ended = now if after is None and not over else min(now, max(heard))
+    # One that begins before it is of a node whose clock is behind, and tells nothing of this one's end.
+    return min(ended, after.began) if after is not None and after.began > past.began else ended
 
 
 class _Account:

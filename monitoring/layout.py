@@ -7,7 +7,7 @@ runs/<name>/<id>/
     attempt.json     who runs this attempt, when it began and how it ended
     rank-<r>.jsonl   records of a rank (monitoring/recorder.py is the protocol)
     experts.jsonl    tokens per expert, written by rank 0
-    steps.parquet  ranks.parquet  experts.parquet   the same, compacted (monitoring/compacted.py)
+    steps.parquet  ranks.parquet  devices.parquet  experts.parquet   the same, compacted (monitoring/compacted.py)
     rank-<r>.log     stdout and stderr of a rank
   evaluations/step-<n>.json   what was measured of a checkpoint
   checkpoints/step-<n>/COMPLETE   marks a checkpoint that is whole
@@ -33,6 +33,7 @@ ATTEMPTS = "attempts"
 ATTEMPT_INFO = "attempt.json"
 EXPERTS = "experts.jsonl"
 STEPS_COMPACTED, RANKS_COMPACTED, EXPERTS_COMPACTED = "steps.parquet", "ranks.parquet", "experts.parquet"
+DEVICES_COMPACTED = "devices.parquet"
 # Who writes the records of a program that hpc did not write: itself; or meanwhile, whoever reads what it prints.
 OWN_RECORDS, FOLLOWED = "own-records", "followed"
 

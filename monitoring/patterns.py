@@ -26,7 +26,7 @@ class Found:
 Reader = Callable[[str], Found | None]
 """Takes the lines of one log in order, without escape sequences; a progress bar's every state is a line."""
 
-_NUMBER = r"[-+]?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+|nan|inf)"
+_NUMBER = r"[-+]?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+|(?i:nan|inf(?:inity)?)\b)"
 
 
 def readers(names: Sequence[str]) -> list[Reader]:
@@ -88,8 +88,9 @@ _MEGATRON = {
     "throughput_per_gpu_tflop_s_gpu": "tflops",
     "elapsed_time_per_iteration_ms": "step_ms",
 }
-_ITERATION = re.compile(r"\biteration\s+(\d+)/\s*(\d+)\s*\|")
-_VALIDATION = re.compile(r"\bvalidation loss at iteration (\d+)\b[^|]*\|")
+_ITERATION = re.compile(
+    r"\b(?:iteration\s+(?P<step>\d+)/\s*(?P<steps>\d+)|validation loss at iteration (?P<of>\d+)\b[^|/]*)\s*\|"
+)
 _FIELD = re.compile(rf"\s*([^:|]+?)\s*:\s*({_NUMBER})\s*(?:\||$)")
 
 
@@ -101,19 +102,27 @@ def megatron() -> Reader:
     """
 
     def read(line: str) -> Found | None:
-        match = _ITERATION.search(line) or _VALIDATION.search(line)
-        if not match:
+        line = last_of(line)
+        if not (match := _ITERATION.search(line)):
             return None
         fields = ((_slug(name), value) for name, value in _FIELD.findall(line[match.end() :]))
         given = {_MEGATRON.get(name, name): value for name, value in fields}
         ms = number(given.pop("step_ms", ""))
-        steps = {"steps": match[2]} if match.re is _ITERATION else {}
-        found = _found({**given, **steps, "step": match[1]})
+        found = _found({**given, "steps": match["steps"], "step": match["step"] or match["of"]})
         if found and ms is not None:
             return Found(found.step, found.tokens, found.steps, {**found.metrics, "step_s": ms / 1000})
         return found
 
     return read
+
+
+def last_of(line: str) -> str:
+    """The line, or where others of Megatron's were torn and it stands right behind them, the last one's own part.
+
+    What is left of a torn one must not take the numbers of the next one, which are another step's.
+    """
+    begins = [match.start() for match in _ITERATION.finditer(line)]
+    return line[begins[-1] :] if len(begins) > 1 else line
 
 
 # -- DeepSpeed ---------------------------------------------------------------------------------------------------

@@ -34,12 +34,21 @@ class _Program:
         self.pid = os.getpid()
         self.recorder: Recorder | None = None
         self.tokens = 0
-        run, number = os.environ.get(RUN), os.environ.get(ATTEMPT, "")
-        if run and number.isdecimal() and rank() == 0:
-            folder = layout.attempt_folder(Path(run), int(number))
-            if folder.is_dir() and _claim(folder):
-                world_size = int(os.environ.get("WORLD_SIZE") or 1)
-                self.recorder = Recorder(folder, 0, world_size, Path(run).name, int(number))
+        with contextlib.suppress(Exception):  # no thread to be had, say: train without records
+            self.recorder = _made()
+
+
+def _made() -> Recorder | None:
+    run, number = os.environ.get(RUN), os.environ.get(ATTEMPT, "")
+    if not run or not number.isdecimal() or rank() != 0:
+        return None
+    folder = layout.attempt_folder(Path(run), int(number))
+    with contextlib.suppress(OSError):  # of a handle that is stale now: the recorder tries again
+        if not folder.is_dir():
+            return None
+    if not _claim(folder):
+        return None
+    return Recorder(folder, 0, int(os.environ.get("WORLD_SIZE") or 1), Path(run).name, int(number))
 
 
 _this: _Program | None = None
@@ -67,9 +76,16 @@ def _claim(folder: Path) -> bool:
             os.close(handle)
             return False
     end = time.monotonic() + PATIENCE
-    while (folder / layout.FOLLOWED).exists() and time.monotonic() < end:
+    while _followed(folder) and time.monotonic() < end:
         time.sleep(0.05)
     return True
+
+
+def _followed(folder: Path) -> bool:
+    try:
+        return (folder / layout.FOLLOWED).exists()
+    except OSError:  # nobody knows: ask again
+        return True
 
 
 def record(step: int, tokens: int | None, metrics: dict[str, Any]) -> None:
@@ -77,12 +93,15 @@ def record(step: int, tokens: int | None, metrics: dict[str, Any]) -> None:
     recorder = _recorder()
     if recorder is None or _this is None:
         return
-    _this.tokens = _this.tokens if tokens is None else int(tokens)
-    plain = {}
+    with contextlib.suppress(Exception):
+        _this.tokens = _this.tokens if tokens is None else int(tokens)
+    plain: dict[str, Any] = {"step": None}  # of which the recorder says that it could not be written
     for name, value in metrics.items():
-        with contextlib.suppress(TypeError, ValueError):  # a tensor is read here, before it changes
+        with contextlib.suppress(Exception):  # a tensor is read here, before it changes, and may refuse in any way
             plain[name] = float(value)
-    recorder.step(step=int(step), tokens=_this.tokens, **plain)
+    with contextlib.suppress(Exception):
+        plain["step"] = int(step)
+    recorder.step(**{**plain, "tokens": _this.tokens})
 
 
 def finish(summary: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from monitoring import compacted, layout
-from monitoring.columns import Columns
+from monitoring.columns import Columns, Samples
 from monitoring.findings import Finding
 from monitoring.history import Attempt, History, undone, unwritten
 from monitoring.tail import RecordTail
@@ -77,9 +77,12 @@ class RankFile:
         only: the metrics that are kept; None: all.
     """
 
+    kind, parquet = "rank", layout.RANKS_COMPACTED
+    make: type[Columns] = Columns
+
     def __init__(self, path: Path, only: Collection[str] | None = None) -> None:
-        self.tail = RecordTail(path)
-        self.columns = Columns(only=only)
+        self.tail = RecordTail(path, kinds=(self.kind, "dropped"))
+        self.columns = self.make(only=only)
         self.dropped = 0  # records that the rank could not write
 
     def refresh(self) -> bool:
@@ -87,8 +90,8 @@ class RankFile:
         changed = False
         for found in self.tail.read():
             if found.again:
-                self.columns, self.dropped = Columns(only=self.columns.only), 0
-            records = [record for record in found.items if record["kind"] == "rank"]
+                self.columns, self.dropped = self.make(only=self.columns.only), 0
+            records = [record for record in found.items if record["kind"] == self.kind]
             if len(records) < len(found.items):
                 self.dropped += sum(unwritten(record) for record in found.items if record["kind"] == "dropped")
             self.columns.extend(records)
@@ -96,37 +99,46 @@ class RankFile:
         return changed
 
 
-def every_rank(attempt: Path) -> Iterator[tuple[int, Columns]]:
+class DeviceFile(RankFile):
+    """The ``device`` records of one rank in one attempt."""
+
+    kind, parquet = "device", layout.DEVICES_COMPACTED
+    make = Samples
+
+
+def every_rank(
+    attempt: Path, kind: type[RankFile] = RankFile, only: Collection[str] | None = None
+) -> Iterator[tuple[int, Columns]]:
     """Each rank of the attempt in a folder and what it recorded, lost work included."""
-    known = _compacted(attempt)
+    known = _compacted(attempt, kind, only)
     for rank in layout.recorded_ranks(attempt):
-        file = known.get(rank) or RankFile(layout.rank_records(attempt, rank))
+        file = known.get(rank) or kind(layout.rank_records(attempt, rank), only)
         file.refresh()
         yield rank, file.columns
 
 
-def _compacted(attempt: Path, only: Collection[str] | None = None) -> dict[int, RankFile]:
+def _compacted(attempt: Path, kind: type[RankFile], only: Collection[str] | None = None) -> dict[int, RankFile]:
     """Files of ranks that hold what of them was compacted, and go on behind it; empty where nothing was."""
-    if (found := compacted.opened(attempt, layout.RANKS_COMPACTED)) is None:
+    if (found := compacted.opened(attempt, kind.parquet)) is None:
         return {}
-    wanted = None if only is None else ("rank", "step", *only)
+    wanted = None if only is None else ("rank", "step", "t", *only)
     try:
-        columns = dict(from_table(table, only) for table in compacted.groups(found, wanted))
+        columns = dict(from_table(table, kind.make(only=only)) for table in compacted.groups(found, wanted))
     except (OSError, ValueError):  # damaged: the records have it all
         return {}
     files, sizes = dict[int, RankFile](), found.sizes()
     for rank in layout.recorded_ranks(attempt):
         path = layout.rank_records(attempt, rank)
-        if path.name in sizes:  # also of a rank without a row: no summary is in so much of its file
-            files[rank] = file = RankFile(path, only)
+        if path.name in sizes:  # also of a rank without a row: nothing of the kind is in so much of its file
+            files[rank] = file = kind(path, only)
             file.columns = columns.get(rank, file.columns)
             file.dropped = found.meta.get("dropped", {}).get(str(rank), 0)
             file.tail.resume(sizes[path.name])
     return files
 
 
-def from_table(table: pa.Table, only: Collection[str] | None = None) -> tuple[int, Columns]:
-    columns = Columns(only=only)
+def from_table(table: pa.Table, columns: Columns) -> tuple[int, Columns]:
+    """The rank of a row group, and ``columns`` with what is in it."""
     compacted.fill(columns, table.drop_columns(["rank"]))
     return table.column("rank")[0].as_py(), columns
 
@@ -152,7 +164,8 @@ class _Attempt:
     def refresh(self, records: Attempt) -> None:
         over = records.info.get("action") is not None
         if over and not self.ranks:
-            self.ranks = {rank: file for rank, file in _compacted(records.folder, self._shown).items() if rank}
+            known = _compacted(records.folder, RankFile, self._shown)
+            self.ranks = {rank: file for rank, file in known.items() if rank}
         for rank in layout.recorded_ranks(records.folder):
             if rank and rank not in self.ranks:
                 self.ranks[rank] = RankFile(layout.rank_records(records.folder, rank), only=self._shown)
@@ -233,7 +246,7 @@ def straggling(findings: Iterable[Finding]) -> str | None:
 
 
 def _joined(shown: str, parts: list[tuple[int, _Part]], newest: Attempt | None) -> RankTimes:
-    size = _world_size(newest) if newest else 0
+    size = world_size(newest) if newest else 0
     ranks = sorted({*range(size), *(rank for _, part in parts for rank in part.seconds)})
     found = np.full((len(ranks), sum(len(part.steps) for _, part in parts)), np.nan)
     row, begin = {rank: i for i, rank in enumerate(ranks)}, 0
@@ -246,7 +259,7 @@ def _joined(shown: str, parts: list[tuple[int, _Part]], newest: Attempt | None) 
     return RankTimes(
         steps=np.concatenate([nothing, *(part.steps for _, part in parts)]),
         ranks=tuple(ranks),
-        nodes=tuple(_node(newest, rank) for rank in ranks),
+        nodes=tuple(node_of(newest, rank) for rank in ranks),
         seconds=found,
         attempts=np.concatenate([nothing, *(np.full(len(part.steps), number) for number, part in parts)]),
         part=shown,
@@ -254,16 +267,17 @@ def _joined(shown: str, parts: list[tuple[int, _Part]], newest: Attempt | None) 
     )
 
 
-def _world_size(attempt: Attempt) -> int:
+def world_size(attempt: Attempt) -> int:
+    """How many ranks an attempt has; 0 where nobody said it."""
     return attempt.info.get("world_size") or attempt.header.get("world_size") or 0
 
 
-def _node(attempt: Attempt | None, rank: int) -> str:
+def node_of(attempt: Attempt | None, rank: int) -> str:
     """Where a rank runs: each node has as many ranks as the others, and they are counted node by node."""
     nodes = attempt.info.get("nodes") if attempt else None
     if attempt is None or not nodes:
         return ""
-    each = _world_size(attempt) // len(nodes)
+    each = world_size(attempt) // len(nodes)
     return nodes[rank // each] if each and rank // each < len(nodes) else ""
 
 

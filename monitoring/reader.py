@@ -14,8 +14,10 @@ from monitoring.detectors import detect
 from monitoring.evidence import TRAINING, Gathering
 from monitoring.findings import Finding, silenced
 from monitoring.history import History, attempt_row, read_json
+from monitoring.job import GONE as NO_JOB
+from monitoring.job import JobState
 from monitoring.outlook import Outlook, outlook
-from monitoring.snapshot import ENDED, Attempt, ExpertLoad, JobState, Snapshot
+from monitoring.snapshot import ENDED, GONE, Attempt, ExpertLoad, Snapshot
 from monitoring.spent import account
 from monitoring.tail import TextTail
 
@@ -39,7 +41,7 @@ class Reader:
         self._config: dict[str, Any] | None = None
         self._outlook: tuple[tuple[Any, ...], float, Outlook] = ((), -math.inf, Outlook())
         self._gathering = Gathering(self.run)
-        self._judged = -math.inf
+        self._judged: tuple[tuple[str, str | None] | None, float] = None, -math.inf  # the states judged, and when
         self._findings: tuple[Finding, ...] = ()
 
     def read(self, job: JobState | None = None, now: float | None = None) -> Snapshot:
@@ -58,14 +60,14 @@ class Reader:
         last = history.last
         log_name, log = self._log()
         now = time.time() if now is None else now
-        said = "finished" if summary is not None else str(state.get("state") or "unknown")
+        said, reason = _said(state, job, finished=summary is not None)
         found = Snapshot(
             folder=self.run,
             name=str(config.get("name") or self.run.absolute().parent.name),
             id=self.run.absolute().name,
             now=now,
             state=said,
-            reason=str(state.get("reason") or ""),
+            reason=reason,
             cluster=str(state.get("cluster") or fields.part(config, "cluster").get("name") or ""),
             emulated=bool(state.get("emulated") or (job is not None and job.emulated)),
             job=job,
@@ -82,7 +84,7 @@ class Reader:
             experts=tuple(
                 ExpertLoad(layer, step, tuple(load)) for layer, (step, load) in sorted(history.experts().items())
             ),
-            outlook=self._look(job, said in ENDED, target, now),
+            outlook=self._look(job, said in (*ENDED, GONE), target, now),
             log=log,
             log_name=log_name,
             summary=summary or {},
@@ -92,10 +94,14 @@ class Reader:
         return replace(found, findings=self._judge(found))
 
     def _judge(self, snapshot: Snapshot) -> tuple[Finding, ...]:
-        """The findings, which take every curve and every rank's newest words: made anew only now and then."""
-        if not 0 <= snapshot.now - self._judged < JUDGE_EVERY:
+        """The findings, which take every curve and every rank's newest words: made anew only now and then.
+
+        And at once when the run or its job changes its state: much of what is wrong with one that runs is not then.
+        """
+        states = snapshot.state, snapshot.job.state if snapshot.job is not None else None
+        if states != self._judged[0] or not 0 <= snapshot.now - self._judged[1] < JUDGE_EVERY:
             evidence = self._gathering.gather(snapshot, self.history, self.config)
-            self._findings, self._judged = tuple(detect(evidence)), snapshot.now
+            self._findings, self._judged = tuple(detect(evidence)), (states, snapshot.now)
         known = read_json(self.run / layout.SILENCED) or {}
         return tuple(silenced(self._findings, known, snapshot.now))
 
@@ -146,6 +152,19 @@ class Reader:
             if lines := tail.read():
                 return path.name, lines
         return paths[-1].name, ()
+
+
+def _said(state: Mapping[str, Any], job: JobState | None, *, finished: bool) -> tuple[str, str]:
+    """State and reason of a run: its own word, unless that is of a job that will not come back."""
+    said, reason = str(state.get("state") or "unknown"), str(state.get("reason") or "")
+    if finished:
+        return "finished", reason
+    known = fields.text(state.get("job_id"))
+    if said in ENDED or job is None or not job.over or known not in (None, job.job_id):
+        return said, reason
+    if job.job_id.startswith("local-"):
+        return GONE, "its supervisor was killed"
+    return GONE, "its job left the queue" if job.state == NO_JOB else f"its job ended as {job.state}"
 
 
 def _times(resumed: Any) -> list[Any]:

@@ -11,7 +11,8 @@ than 4096 bytes. It is compact, without spaces outside of strings: readers look 
 ``"kind":"device"`` and parse only the lines that have them. A line is written whole or is the file's torn last
 line, which a reader leaves alone until the newline is there. A batch of lines is one write(2). A line that cannot
 be parsed is skipped and counted; bytes up to the last NUL in a line are damage of the file system, what follows
-them is a line again. Empty lines mean nothing.
+them is a line again. Empty lines mean nothing. A write that failed is written again as a whole, whatever of it had
+landed: a record whose ``seq`` is not above the last one's is a copy, and is skipped.
 
 **Fields.** Every line has ``seq`` (counts up by 1 from 0 in its file, across all kinds), ``t`` (wall time
 when the record was made, unix seconds; a clock may jump, so order is by ``seq`` alone) and ``kind``:
@@ -339,7 +340,7 @@ class Recorder:
         self._thread.start()
         atexit.register(self.close)
 
-    def step(self, *, step: int, tokens: int, **metrics: float) -> None:
+    def step(self, /, *, step: int, tokens: int, **metrics: float) -> None:
         """One optimizer step; rank 0 only.
 
         Args:
@@ -348,11 +349,11 @@ class Recorder:
         """
         self._hand_over(self._records, "step", {"step": step, "tokens": tokens, **metrics})
 
-    def rank(self, *, step: int, step_s: float, **metrics: float) -> None:
+    def rank(self, /, *, step: int, step_s: float, **metrics: float) -> None:
         """A summary of this rank at ``step``; ``step_s`` is in seconds."""
         self._hand_over(self._records, "rank", {"step": step, "step_s": step_s, **metrics})
 
-    def device(self, **metrics: float) -> None:
+    def device(self, /, **metrics: float) -> None:
         """What this rank's GPU, process and node do; ``monitoring/devices.py`` names the metrics."""
         self._hand_over(self._records, "device", metrics)
 

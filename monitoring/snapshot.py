@@ -16,28 +16,11 @@ import numpy as np
 
 from monitoring.findings import Finding
 from monitoring.history import Series
+from monitoring.job import JobState
 from monitoring.outlook import Outlook
 
 ENDED = ("finished", "failed", "cancelled")
-
-
-@dataclass(frozen=True)
-class JobState:
-    """What Slurm says of the run's job; times are unix seconds, None where Slurm does not say.
-
-    A job is only described by an answer of Slurm about it. Where Slurm did not answer, the last description
-    is handed in again with its old ``seen``, or None if there never was one: silence is no state.
-    """
-
-    job_id: str
-    state: str  # as squeue spells it: PENDING, RUNNING ...
-    reason: str = ""  # why it waits, as squeue spells it
-    nodes: str = ""  # in Slurm's notation
-    submitted: float | None = None
-    started: float | None = None  # of a pending job: when Slurm expects to start it
-    ends: float | None = None  # when its time limit is reached
-    emulated: bool = False
-    seen: float | None = None  # when Slurm said so; None: just now
+GONE = "gone"  # state of a run that has not ended by its own word, and whose job will not come back
 
 
 @dataclass(frozen=True)
@@ -86,7 +69,7 @@ class Snapshot:
     name: str
     id: str
     now: float  # unix seconds
-    state: str = "unknown"  # of state.json: submitting, queued, running, requeued, finished, failed, cancelled
+    state: str = "unknown"  # of state.json: submitting, queued, running, requeued, finished, failed, cancelled; GONE
     reason: str = ""
     cluster: str = ""
     emulated: bool = False
@@ -128,7 +111,7 @@ class Snapshot:
     @property
     def eta_s(self) -> float | None:
         """Seconds of training left to the token target at the present speed."""
-        if self.done or self.target_tokens is None or not self.tokens_per_s:
+        if self.done or self.state == GONE or self.target_tokens is None or not self.tokens_per_s:
             return None
         left = max(0.0, (self.target_tokens - (self.tokens or 0)) / self.tokens_per_s)
         return left if math.isfinite(left) else None

@@ -14,6 +14,7 @@ import re
 from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter, lt
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,8 +27,9 @@ from monitoring.text import clean
 
 _HEAD = 256  # bytes by which a file is known again
 _BLOCK = 1 << 18  # bytes read at once: a block and its records stay in the cache; 1 MiB took 1.7x the time
-_SAMPLES = 1 << 18  # bytes at the end of a rank's records that may all be samples of its devices
-_FAR = 1 << 22  # bytes before its end in which a kind of record is looked for: a day and more of samples of devices
+_SAMPLES = 1 << 18  # bytes at the end of a rank's records that may all be of its devices: half a day of them
+_FAR = 1 << 22  # bytes before its end in which a kind of record is looked for: a week of records of devices
+_PROBE = 1 << 13  # bytes of a block by which is judged how many of its lines are wanted
 _STEP_BACK = 1 << 16  # bytes that are read at once on the way back from the end
 _LONGEST = 1 << 20  # bytes without a newline beyond which they are damage and not a line
 
@@ -101,13 +103,19 @@ class RecordTail(_Growing):
 
     Args:
         begin: read a file that is already there only from so many bytes before its end; None: all of it.
+        kinds: of records that are wanted, beside headers; None: all. Where few lines name one of them, the others
+            are not parsed, nor counted as bad if they are damaged.
     """
 
-    def __init__(self, path: Path, begin: int | None = None) -> None:
+    def __init__(self, path: Path, begin: int | None = None, kinds: Collection[str] | None = None) -> None:
         super().__init__(path)
         self.bad = 0  # lines and stretches that could not be read as records
         self.newer = 0  # protocol of a file that is too new to be read; 0: it is not
         self._begin = begin
+        self._kinds = None if kinds is None else frozenset({"header", *kinds})
+        self._wanted = None if self._kinds is None else _naming(self._kinds)
+        self._seq = -1  # of the newest record
+        self._header: dict[str, Any] | None = None  # of its writer
 
     def read(self) -> Iterator[Increment]:
         """The records of all whole lines since the last call, a block at a time.
@@ -119,6 +127,7 @@ class RecordTail(_Growing):
         for again, block in self._blocks(self._begin):
             if again:
                 rest, self.bad, self.newer = b"", 0, 0
+                self._seq, self._header = -1, None
                 cut = self._begin is not None
             data = rest + block
             end = data.rfind(b"\n") + 1
@@ -134,15 +143,37 @@ class RecordTail(_Growing):
             if len(rest) > _LONGEST:  # no line is so long: one NUL stands for the damage
                 self.offset += len(rest) - 1
                 rest = b"\0"
-            yield Increment(self._records(whole), again)
+            yield Increment(self._first_seen(self._records(whole)), again)
+
+    def _first_seen(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Without copies: of a write that failed a part may have landed, and then all of it is written again."""
+        if not records:
+            return records
+        first, last = records[0]["seq"], records[-1]["seq"]
+        if first > self._seq and (last - first == len(records) - 1 or _ascending(records)):
+            self._seq = last
+            self._header = records[0] if records[0]["kind"] == "header" else self._header
+            return records
+        found = []
+        for record in records:
+            if record["kind"] == "header" and record != self._header:  # a writer that begins anew, from 0
+                self._seq, self._header = -1, record
+            if record["seq"] > self._seq:
+                self._seq = record["seq"]
+                found.append(record)
+        return found
 
     def _records(self, whole: bytes) -> list[dict[str, Any]]:
         """The records of whole lines."""
+        if self._wanted is not None and _few(self._wanted, whole):
+            whole = _lines_with(self._wanted, whole)
         if not whole:
             return []
         found = _at_once(whole)
         if found is None:
             found = [record for line in whole[:-1].split(b"\n") if (record := self._parsed(line)) is not None]
+        if self._kinds is not None:
+            found = [record for record in found if record["kind"] in self._kinds]
         headers = [place for place, record in enumerate(found) if record["kind"] == "header"]
         if headers == [0] and self._understood(found[0]):
             return found
@@ -167,6 +198,32 @@ class RecordTail(_Growing):
         if record["kind"] == "header":
             self.newer = _newer(record)
         return not self.newer
+
+
+def _naming(kinds: Collection[str]) -> re.Pattern[bytes]:
+    """What a line has that is a record of one of these kinds."""
+    return re.compile(b'"kind":(?:%s)' % b"|".join(re.escape(orjson.dumps(kind)) for kind in sorted(kinds)))
+
+
+def _few(wanted: re.Pattern[bytes], whole: bytes) -> bool:
+    """Whether, by the first of whole lines, it pays to look for those that are wanted: to parse all is fast too."""
+    part = min(len(whole), _PROBE)
+    return 3 * len(wanted.findall(whole, 0, part)) <= whole.count(b"\n", 0, part)
+
+
+def _lines_with(wanted: re.Pattern[bytes], whole: bytes) -> bytes:
+    """Those of whole lines in which something is found."""
+    found, end = [], 0
+    for match in wanted.finditer(whole):
+        if match.start() >= end:
+            begin, end = whole.rfind(b"\n", 0, match.start()) + 1, whole.find(b"\n", match.end()) + 1
+            found.append(whole[begin:end])
+    return b"".join(found)
+
+
+def _ascending(records: list[dict[str, Any]]) -> bool:
+    seqs = [*map(itemgetter("seq"), records)]
+    return all(map(lt, seqs, seqs[1:]))
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
@@ -317,8 +374,8 @@ def last_value(run: Path, metric: str) -> float | None:
 def header(attempt: Path, rank: int) -> dict[str, Any] | None:
     """The newest header of a rank's records, which says who writes them; None if there is none."""
     found = None
-    for increment in RecordTail(layout.rank_records(attempt, rank)).read():
-        found = next((record for record in reversed(increment.items) if record["kind"] == "header"), found)
+    for increment in RecordTail(layout.rank_records(attempt, rank), kinds=()).read():
+        found = next(reversed(increment.items), found)
     return found
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from hpc import explain, ledger, runs
 from hpc.config import CommandJob
+from hpc.departed import Departed
 from hpc.explain import Explanation, Subject
 from hpc.listing import read
 from hpc.queue import states
@@ -34,10 +35,11 @@ def main(argv: list[str]) -> int:
 
 def of(run: Run, attempts: list[ledger.Record]) -> Explanation:
     """The explanation of a run as it stands."""
-    (row,) = read([run])
+    jobs = states([run], departed=Departed())
+    (row,) = read([run], jobs)
     command = isinstance(run.config().job, CommandJob)
     subject = Subject(run.id, row.state, row.reason, row.state in ENDED, run.cancelled, command)
-    return explain.explain(subject, attempts, states([run]).get(run.folder))
+    return explain.explain(subject, attempts, jobs.get(run.folder))
 
 
 def _print(told: Explanation) -> None:

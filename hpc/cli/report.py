@@ -61,10 +61,11 @@ def write(path: Path, content: bytes) -> None:
 
 
 def _run(run: Run) -> str:
+    from hpc.departed import Departed
     from hpc.queue import states
     from monitoring.report.run import report
 
-    return report(run.folder, states([run]).get(run.folder))
+    return report(run.folder, states([run], departed=Departed()).get(run.folder))
 
 
 def _sweep(found: Sweep, args: argparse.Namespace) -> str:
@@ -73,7 +74,13 @@ def _sweep(found: Sweep, args: argparse.Namespace) -> str:
     from monitoring.report.sweep import Member, report
 
     members = [
-        Member(Path(row.folder), row.run, row.state, row.changes, metrics.newest(Path(row.folder), args.metric))
+        Member(
+            Path(row.folder),
+            row.run,
+            row.state,
+            found.settings(row.number),
+            metrics.newest(Path(row.folder), args.metric),
+        )
         for row in standings(found)
     ]
     moment = time.strftime("%Y-%m-%d %H:%M:%S")

@@ -20,7 +20,7 @@ from hpc.errors import Refused
 from hpc.runs import Run
 
 if TYPE_CHECKING:
-    from monitoring.snapshot import JobState
+    from monitoring.job import JobState
     from monitoring.web.server import Place
     from monitoring.web.source import Source, Sweep
 
@@ -101,12 +101,19 @@ def _tell(place: Place, token: str, root: Path, *, as_json: bool) -> None:
 
 def source(root: Path) -> Source:
     """What the page is made from: the runs under ``root``."""
+    from hpc.departed import Departed
+    from hpc.queue import states
     from monitoring.web.source import Source
+
+    departed = Departed()
+
+    def jobs(folders: Sequence[Path], known: Mapping[Path, JobState]) -> Mapping[Path, JobState]:
+        return states([Run(folder) for folder in folders], known, departed=departed)
 
     return Source(
         runs=lambda: [run.folder for run in runs.every(root)],
         rows=_rows,
-        jobs=_jobs,
+        jobs=jobs,
         sweeps=lambda: list(_sweeps(root)),
         configuration=_configuration,
         silence=_silence,
@@ -117,12 +124,6 @@ def _rows(folders: Sequence[Path], jobs: Mapping[Path, JobState]) -> Sequence[An
     from hpc.listing import read
 
     return read([Run(folder) for folder in folders], jobs)
-
-
-def _jobs(folders: Sequence[Path], known: Mapping[Path, JobState]) -> Mapping[Path, JobState]:
-    from hpc.queue import states
-
-    return states([Run(folder) for folder in folders], known)
 
 
 def _configuration(folder: Path) -> Mapping[str, Any]:
@@ -148,5 +149,7 @@ def _sweeps(root: Path) -> Iterator[Sweep]:
 
     for found in sweep.every(root):
         with contextlib.suppress(Refused):  # of another version, or removed just now
-            members = [Member(n, each.name, found.run(n).folder, each.changes) for n, each in enumerate(found.members)]
+            members = [
+                Member(n, each.name, found.run(n).folder, found.settings(n)) for n, each in enumerate(found.members)
+            ]
             yield Sweep(found.folder, found.cancelled, members)

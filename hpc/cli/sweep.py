@@ -131,7 +131,8 @@ def _table(found: Sweep, args: argparse.Namespace) -> int:
 
     rows.sort(key=place)
     if args.json:
-        print(json.dumps([{**asdict(row), metric: values[row.number]} for row in rows]))
+        told = [{**asdict(row), "settings": found.settings(row.number), metric: values[row.number]} for row in rows]
+        print(json.dumps(told))
         return 0
     _print_table(found, rows, metric, values)
     return 0
@@ -175,19 +176,17 @@ def _recorded(rows: list[Standing]) -> list[str]:
 
 
 def _print_table(found: Sweep, rows: list[Standing], metric: str, values: dict[int, float | None]) -> None:
-    from omegaconf import OmegaConf
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    paths = list(dict.fromkeys(path for row in rows for path in row.changes if path != "name"))
-    base = OmegaConf.load(found.base_file)
+    settings = {row.number: found.settings(row.number) for row in rows}
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("run", *paths, metric, "step", "state"):
+    for column in ("run", *settings[rows[0].number], metric, "step", "state"):
         table.add_column(column, overflow="fold")
     for row in rows:
         value = values[row.number]
-        cells = [str(row.changes.get(path, OmegaConf.select(base, path))) for path in paths]
+        cells = [str(each) for each in settings[row.number].values()]
         number = "" if value is None else f"{value:.6g}"
         step = "" if row.step is None else str(row.step)
         table.add_row(*map(Text, (row.run, *cells, number, step, row.state)))

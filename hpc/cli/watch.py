@@ -18,7 +18,8 @@ from hpc.runs import Run
 
 if TYPE_CHECKING:
     from hpc.sweep import Sweep
-    from monitoring.snapshot import JobState, Snapshot
+    from monitoring.job import JobState
+    from monitoring.snapshot import Snapshot
 
 HELP = "runs live: Slurm, steps, tokens, loss, ranks, experts, attempts, logs, findings"
 ASK_SLURM_EVERY = 5.0  # seconds between two squeues, whatever the refresh of the screen
@@ -144,10 +145,11 @@ def until_ended(run: Run) -> int:
 
 def reader(run: Run) -> Callable[[], Snapshot]:
     """What reads the run anew at each call: its records' new bytes, and Slurm every few seconds."""
+    from hpc.departed import Departed
     from hpc.queue import states
     from monitoring.reader import Reader
 
-    source = Reader(run.folder)
+    source, departed = Reader(run.folder), Departed()
     last_look = -math.inf
     jobs: Mapping[Path, JobState] = {}
 
@@ -155,7 +157,7 @@ def reader(run: Run) -> Callable[[], Snapshot]:
         nonlocal last_look, jobs
         now = time.monotonic()
         if now - last_look >= ASK_SLURM_EVERY:
-            last_look, jobs = now, states([run], jobs)
+            last_look, jobs = now, states([run], jobs, departed=departed)
         return source.read(jobs.get(run.folder))
 
     return read

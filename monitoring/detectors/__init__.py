@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from monitoring.detectors import curve, evaluations, experts, gpus, hardware, overfitting, ranks, run
+from monitoring.detectors import curve, evaluations, experts, gone, gpus, hardware, overfitting, ranks, run
 from monitoring.evidence import Evidence
 from monitoring.findings import Finding, Severity, ordered
 
@@ -32,6 +32,7 @@ DETECTORS: tuple[Detector, ...] = (
     hardware.memory_growth,
     hardware.host_memory_growth,
     hardware.disk_nearly_full,
+    gone.gone,
     run.held,
     run.low_goodput,
     run.requeue_storm,

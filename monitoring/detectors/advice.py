@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from monitoring import fields
 from monitoring.evidence import Evidence
+from monitoring.snapshot import GONE
 
 NEAR = 0.25  # of a step, by which a checkpoint next to it may be off
 IMPORTED = "imported"  # what stands for the job of a run that another program made
@@ -73,4 +74,4 @@ def balanced(evidence: Evidence) -> str:
 
 def _goes_on(evidence: Evidence) -> bool:
     """Whether the run has to be ended first."""
-    return not evidence.snapshot.done
+    return not evidence.snapshot.done and evidence.snapshot.state != GONE

@@ -13,9 +13,9 @@ from monitoring.findings import Finding, Severity
 IDLE = 0.1  # utilisation of a GPU, 0 to 1
 IDLE_SECONDS = 600.0
 HOT = 88.0  # degrees Celsius: A100 and H100 slow down at about 90
-HELD = 0.5  # share of each sample's time for which a clock was held down
-FRESH = 300.0  # seconds since the newest sample
-SAMPLES = 6  # of a device at least
+MOSTLY = 0.5  # share of that time
+FRESH = 300.0  # seconds since the newest record
+RECORDS = 6  # of a device at least: one is of about a minute
 # Errors by which the driver says that the hardware is at fault, as NVIDIA's list of Xids has them.
 BROKEN = {
     48: "memory that could not be corrected",
@@ -37,12 +37,12 @@ def idle_gpu(evidence: Evidence) -> Iterator[Finding]:
     for pulse in evidence.pulses:
         times, used = pulse.sampled("gpu_util")
         recent = used[times > evidence.now - IDLE_SECONDS]
-        if len(recent) >= SAMPLES and times[0] <= evidence.now - IDLE_SECONDS and recent.max() < IDLE:
+        if len(recent) >= RECORDS and times[0] <= evidence.now - IDLE_SECONDS and recent.max() < IDLE:
             yield Finding(
                 "idle_gpu",
                 Severity.warning,
                 f"the GPU of rank {pulse.rank} is idle",
-                f"at most {recent.max():.0%} in use in {len(recent)} samples of {IDLE_SECONDS / 60:.0f} min",
+                f"at most {recent.max():.0%} in use in {len(recent)} records of {IDLE_SECONDS / 60:.0f} min",
                 since=float(times[used >= IDLE][-1]) if (used >= IDLE).any() else float(times[0]),
                 node=pulse.node,
                 rank=pulse.rank,
@@ -57,16 +57,17 @@ def hot_gpu(evidence: Evidence) -> Iterator[Finding]:
         told, slowed = pulse.sampled("throttled")
         if max([*times[-1:], *told[-1:]], default=0.0) < evidence.now - FRESH:
             continue
-        hot = len(degrees) >= SAMPLES and bool(np.median(degrees[-SAMPLES:]) >= HOT)
-        throttled = len(slowed) >= SAMPLES and bool(slowed[-SAMPLES:].min() >= HELD)
+        hot = len(degrees) >= RECORDS and bool(np.median(degrees[-RECORDS:]) >= HOT)
+        throttled = len(slowed) >= RECORDS and bool(slowed[-RECORDS:].mean() > MOSTLY)
         if evidence.live and (hot or throttled):
-            said = f"{np.median(degrees[-SAMPLES:]):.0f} degrees" if len(degrees) else "no temperature told"
+            said = f"{np.median(degrees[-RECORDS:]):.0f} degrees" if len(degrees) else "no temperature told"
             yield Finding(
                 "hot_gpu",
                 Severity.warning,
                 f"the GPU of rank {pulse.rank} is {'throttled' if throttled else 'hot'}",
-                f"{said}, median of {SAMPLES} samples" + ("; its clock is held down" if throttled else ""),
-                since=float(times[-SAMPLES]) if len(times) >= SAMPLES else evidence.now,
+                f"{said}, median of {RECORDS} records"
+                + (f"; its clock was held down {slowed[-RECORDS:].mean():.0%} of the time" if throttled else ""),
+                since=float(times[-RECORDS]) if len(times) >= RECORDS else evidence.now,
                 node=pulse.node,
                 rank=pulse.rank,
                 do=f"tell the site, and leave the node out: {advice.without(evidence, pulse.node)}",

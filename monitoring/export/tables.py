@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def tables(history: History, *, lost: bool) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(name, frame) of attempts, ranks, experts and, if wanted, the steps that were lost; without empty ones."""
+    """(name, frame) of attempts, ranks, devices, experts and, if wanted, lost steps; without empty ones."""
     frames = Frames(history)
-    for name in ("attempts", "ranks", "experts", *(["lost"] if lost else [])):
+    for name in ("attempts", "ranks", "devices", "experts", *(["lost"] if lost else [])):
         frame = getattr(frames, name)
         if len(frame):
             if name == "attempts":

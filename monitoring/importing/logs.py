@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from monitoring.importing import Begin, End, Item, Step, Tally, Unreadable, files_of, stamp
-from monitoring.patterns import Found, Reader, deepspeed, deepspeed_times, litgpt, megatron, number
+from monitoring.patterns import Found, Reader, deepspeed, deepspeed_times, last_of, litgpt, megatron, number
 from monitoring.tail import LineTail
 
 NAMES = ("*.out", "*.log", "*.txt", "*.err")
@@ -155,8 +155,10 @@ class Log:
         if not any(mark in line for mark in _MARKS[self.to]):
             return None
         whole = line
-        if self.to == "megatron" and " iteration" in line and not line.rstrip().endswith("|") and "|" in line:
-            whole = line[: line.rfind("|") + 1]  # torn: the number at its end may lack digits
+        if self.to == "megatron" and " iteration" in line and "|" in line:
+            whole = last_of(line)
+            if not whole.rstrip().endswith("|"):
+                whole = whole[: whole.rfind("|") + 1]  # torn: the number at its end may lack digits
         for reader in self.readers:
             if (found := reader(whole)) is None:
                 continue

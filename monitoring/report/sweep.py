@@ -31,7 +31,7 @@ class Member:
     folder: Path
     name: str
     state: str
-    changes: Mapping[str, Any]  # what distinguishes it
+    settings: Mapping[str, Any]  # its values of what the runs differ in
     value: float | None  # of the metric
 
 
@@ -43,7 +43,7 @@ def report(title: str, members: Sequence[Member], metric: str, *, largest: bool 
         largest: the largest is the best.
     """
     ordered = sorted(members, key=lambda member: _place(member.value, largest))
-    parameters = list(dict.fromkeys(key for member in members for key in member.changes))
+    parameters = list(dict.fromkeys(key for member in members for key in member.settings))
     states = [member.state for member in members]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     body = [
@@ -67,7 +67,7 @@ def _table(members: Sequence[Member], parameters: Sequence[str], metric: str) ->
     rows = [
         [
             clean(member.name),
-            *(clean(str(member.changes.get(key, ""))) for key in parameters),
+            *(clean(str(member.settings.get(key, ""))) for key in parameters),
             _shown(member),
             member.state,
         ]
@@ -91,7 +91,7 @@ def _curves(members: Sequence[Member]) -> list[str]:
 
 
 def _named(member: Member) -> str:
-    return clean(" ".join(f"{key}={value}" for key, value in member.changes.items()) or member.name)
+    return clean(" ".join(f"{key}={value}" for key, value in member.settings.items()) or member.name)
 
 
 def _parameter(key: str, members: Sequence[Member], metric: str) -> str:
@@ -99,7 +99,7 @@ def _parameter(key: str, members: Sequence[Member], metric: str) -> str:
     found = [
         (float(value), member.value)
         for member in members
-        if isinstance(value := member.changes.get(key), int | float)
+        if isinstance(value := member.settings.get(key), int | float)
         and not isinstance(value, bool)
         and member.value is not None
         and math.isfinite(member.value)

@@ -27,13 +27,16 @@ class Scale:
         return row
 
 
-def columns(x: np.ndarray, values: np.ndarray, count: int, low: float, high: float) -> np.ndarray:
+def columns(
+    x: np.ndarray, values: np.ndarray, count: int, low: float, high: float, *, mean: bool = False
+) -> np.ndarray:
     """The values of each row put into ``count`` columns of equal width over x from ``low`` to ``high``, the greatest of
     each column; NaN where there is none.
 
     Args:
         x: (S,) finite.
         values: (R, S); NaN missing.
+        mean: of each column, instead of the greatest.
     """
     found = np.full((values.shape[0], count), np.nan)
     seen = np.flatnonzero((x >= low) & (x <= high))
@@ -43,7 +46,13 @@ def columns(x: np.ndarray, values: np.ndarray, count: int, low: float, high: flo
         return found
     place = ((x - low) * (count / (high - low))).astype(int).clip(0, count - 1) if high > low else np.zeros(len(x), int)
     starts = np.flatnonzero(np.diff(place, prepend=-1))
-    found[:, place[starts]] = np.fmax.reduceat(values, starts, axis=1)
+    if mean:
+        missing = np.isnan(values)
+        there = np.add.reduceat(~missing, starts, axis=1, dtype=np.int64)
+        sums = np.add.reduceat(np.where(missing, 0.0, values), starts, axis=1)
+        found[:, place[starts]] = np.divide(sums, there, out=np.full(sums.shape, np.nan), where=there > 0)
+    else:
+        found[:, place[starts]] = np.fmax.reduceat(values, starts, axis=1)
     # Fewer steps than columns: a step reaches as far as the next.
     filled = place[starts]
     return found[:, np.repeat(filled, np.diff([0, *filled[1:], count]))]

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from monitoring.findings import Severity, ordered
-from monitoring.snapshot import Attempt, ExpertLoad, Snapshot
+from monitoring.snapshot import GONE, Attempt, ExpertLoad, Snapshot
 from monitoring.terminal import canvas
 from monitoring.terminal.plain import SILENT
 from monitoring.text import clean
@@ -104,7 +104,7 @@ def findings(snapshot: Snapshot, width: int, most: int) -> list[Text]:
 
 def shown_state(snapshot: Snapshot) -> str:
     """The run's own word once it ended; before that Slurm's where there is one."""
-    if not snapshot.done and snapshot.job is not None and snapshot.job.state:
+    if not snapshot.done and snapshot.state != GONE and snapshot.job is not None and snapshot.job.state:
         return clean(snapshot.job.state)
     return clean(snapshot.state).upper()
 
@@ -121,6 +121,8 @@ def situation(snapshot: Snapshot) -> list[Text]:
         found.append(Text(f"attempt {snapshot.attempts[-1].number}{lost}"))
     if snapshot.done:
         return found or [Text("no attempt was made", DIM)]
+    if snapshot.state == GONE:
+        return [*found, Text(f"job {clean(snapshot.job_id or '')}")]
     if job is None:
         return (
             [*found, Text(f"job {clean(snapshot.job_id)}")]

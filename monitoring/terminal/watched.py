@@ -10,6 +10,7 @@ from typing import Any
 
 from monitoring import layout
 from monitoring.curves import Curves
+from monitoring.device_history import DeviceHistory
 from monitoring.experts import Experts
 from monitoring.history import History
 from monitoring.ranks import Ranks, parts_told
@@ -86,6 +87,10 @@ class Watched:
     @property
     def parts(self) -> list[str]:
         return parts_told(self._history)
+
+    @cached_property
+    def devices(self) -> DeviceHistory:
+        return DeviceHistory(self.folder, self._history)
 
     @cached_property
     def experts(self) -> Experts:

@@ -61,12 +61,12 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a sweep: its folder, there or not yet, and what it changes."""
+    """One run of a sweep: its folder, there or not yet, and its value of all that any of them changes."""
 
     number: int
     name: str
     folder: Path
-    changes: Mapping[str, Any]
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

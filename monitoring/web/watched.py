@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from monitoring import layout
 from monitoring.curves import Curves
 from monitoring.experts import ExpertLoads, Experts
 from monitoring.history import read_json
+from monitoring.latest import Latest
 from monitoring.ranks import STEP, Ranks, RankTimes, parts_told, straggling
 from monitoring.reader import Reader
 from monitoring.snapshot import JobState, Snapshot
-from monitoring.tail import RecordTail
 from monitoring.web.encode import numbers
 
 FRESH = 1.0  # seconds for which what was read is new enough for everybody
@@ -57,7 +57,7 @@ class Watched:
         self._curves = Curves(self._reader.history)
         self._ranks: dict[str, Ranks] = {}  # by part of a step; these read many files, and only where somebody asks
         self._experts: Experts | None = None
-        self._devices: dict[Path, RecordTail] = {}
+        self._latest = Latest(folder, ("rank", "step", "device"))
 
     def snapshot(self, job: JobState | None = None) -> Snapshot:
         """The run as it is now, or was a moment ago."""
@@ -107,20 +107,12 @@ class Watched:
             numbers = layout.attempt_numbers(self.folder)
             if not numbers:
                 return []
-            attempt = layout.attempt_folder(self.folder, numbers[-1])
-            info = read_json(layout.attempt_info(attempt)) or {}
-            return [self._summary(attempt, rank, info) for rank in layout.recorded_ranks(attempt)]
-
-    def _summary(self, attempt: Path, rank: int, info: dict[str, Any]) -> dict[str, Any]:
-        path = layout.rank_records(attempt, rank)
-        found: dict[str, Any] = {"rank": rank, "node": _node(info, rank)}
-        for block in RecordTail(path, begin=1 << 14).read():
-            for record in block.items:
-                if record["kind"] in ("rank", "step", "device"):
-                    found |= {name: value for name, value in record.items() if name not in ("seq", "kind", "tokens")}
-                elif record["kind"] == "header" and not found["node"]:
-                    found["node"] = str(record.get("host") or "")
-        return found
+            info = read_json(layout.attempt_info(layout.attempt_folder(self.folder, numbers[-1]))) or {}
+            return [
+                {"rank": rank, "node": _node(info, rank) or str(found.get("header", {}).get("host") or "")}
+                | _summary(found)
+                for rank, found in sorted(self._latest.read().items())
+            ]
 
     def _refreshed(self, job: JobState | None) -> Snapshot:
         self._here()
@@ -145,6 +137,14 @@ class Watched:
         """Changes when what was drawn once is not part of the curve any more."""
         history = self._reader.history
         return f"{len(history.attempts)}.{sum(1 for _ in history.stretches())}.{history.lost_steps}"
+
+
+def _summary(newest: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The newest records of a rank as one, with the time of the one of its device."""
+    found: dict[str, Any] = {}
+    for kind in ("step", "rank", "device"):
+        found |= {name: value for name, value in newest.get(kind, {}).items() if name not in ("seq", "kind", "tokens")}
+    return found
 
 
 def _node(info: dict[str, Any], rank: int) -> str:

@@ -21,7 +21,7 @@ from hpc.efficiency import Asked, Efficiency, Training, efficiency, nice_gb, nic
 from hpc.ledger import Record
 from hpc.request import clock, resolve, seconds
 from hpc.runs import Run, write_json
-from hpc.slurm import GONE
+from monitoring.job import OVER
 from monitoring.recorder import Recorder
 
 HOUR = 3600.0
@@ -136,7 +136,7 @@ def test_a_state_is_without_what_slurm_adds(text: str, expected: str) -> None:
     assert state(text) == expected
 
 
-@given(st.sampled_from(sorted(GONE)), st.integers(6, 20))
+@given(st.sampled_from(sorted(OVER)), st.integers(6, 20))
 def test_a_shortened_state_is_completed(whole: str, length: int) -> None:
     shown = whole if len(whole) <= length else whole[: length - 1] + "+"
     assert state(shown) == whole
@@ -267,7 +267,7 @@ numbers = st.none() | st.floats(0, 1e12)
 allocation_s = st.builds(
     Allocation,
     job_id=st.just("1"),
-    state=st.sampled_from([*sorted(GONE), "RUNNING", "REQUEUED", "PENDING", ""]),
+    state=st.sampled_from([*sorted(OVER), "RUNNING", "REQUEUED", "PENDING", ""]),
     submitted=numbers,
     began=numbers,
     ended=numbers,

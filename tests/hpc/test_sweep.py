@@ -77,6 +77,25 @@ def test_only_what_differs_is_written_down(here: Path) -> None:
     ]
 
 
+def test_a_run_has_a_value_of_all_that_any_run_changes(here: Path) -> None:
+    found = planned("job=hello", "cluster=noctua2", "optim.lr=1e-4,3e-4", "job.nodes=1,2")
+    sweep = sweep_of(here / "runs" / "x" / "s", found)
+    assert [sweep.settings(number) for number in range(4)] == [
+        {"job.nodes": 1, "optim.lr": 1e-4},  # the base itself
+        {"job.nodes": 2, "optim.lr": 1e-4},
+        {"job.nodes": 1, "optim.lr": 3e-4},
+        {"job.nodes": 2, "optim.lr": 3e-4},
+    ]
+    renamed, whole = Member("b", [], {"name": "b"}), Member("a", [], {"job": {"nodes": 7}})
+    sweep = sweep.write(members=[*sweep.members, renamed, whole])
+    assert list(sweep.settings(4)) == ["job.nodes", "optim.lr", "job"]
+    assert sweep.settings(5)["job.nodes"] == 7  # of the part that it has another of
+    other = sweep_of(here / "runs" / "x" / "t", found)
+    other.base_file.unlink()
+    with pytest.raises(Refused, match="cannot be read"):
+        other.settings(0)
+
+
 def test_one_array_for_each_script_of_as_many_tasks_as_there_are_indices(here: Path) -> None:
     found = planned("job=hello", "cluster=noctua2", "cluster.max_array_size=3", "job.nodes=1,2", "train.seed=range(4)")
     assert arrays.group(found) == [[0, 1, 2], [3], [4, 5, 6], [7]]

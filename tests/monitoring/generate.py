@@ -228,6 +228,29 @@ def devices(run: Path) -> None:
             file.write(b"".join(encode(900, START + 340, "device", {**gpu, **heat, **process, **node})))
 
 
+def hours_of_devices(run: Path, hours: float = 9.0) -> None:
+    """Let all ranks of three attempts, half an hour apart, tell of their devices each minute: one gets hotter and is
+    held down in the end, one idles for an hour, one takes more and more memory."""
+    each, ranks = hours * 60 / 3, len(layout.recorded_ranks(layout.attempt_folder(run, 0)))
+    for number in range(3):
+        for rank in range(ranks):
+            lines = []
+            for minute in range(int(each)):
+                at = number * (each + 30) + minute
+                idle, heat = rank == 2 and 120 < at < 180, 30 * at / (hours * 60) if rank == 1 else 0.0
+                wave = 0.03 * math.sin(at / 7 + rank)
+                gpu = {"gpu_util": 0.02 if idle else 0.94 + wave, "power_w": 90.0 if idle else 390 + 200 * wave}
+                held = {"throttled": float(heat > 28), "temperature_c": round(61 + heat + 40 * wave)}
+                clock = {"clock_mhz": 1100.0 if heat > 28 else 1410.0, "energy_j": 24e3 * at}
+                memory = {"gpu_memory_gib": 61.25, "gpu_memory_total_gib": 80.0}
+                process = {"cpu_cores": 1.25 + wave, "memory_gib": 14.5 + (at / 60 if rank == 3 else 0.0)}
+                node = {"host_cpu_util": 0.2 + wave, "host_memory_gib": 120.0, "host_memory_total_gib": 503.0}
+                fields = {**gpu, **held, **clock, **memory, **process, **(node if rank % 2 == 0 else {})}
+                lines += encode(900 + minute, START + 60 * at + 30, "device", fields)
+            with layout.rank_records(layout.attempt_folder(run, number), rank).open("ab") as file:
+                file.write(b"".join(lines))
+
+
 class Folders:
     """Runs by their folders as the watch screen takes them, with what Slurm says of each of them."""
 

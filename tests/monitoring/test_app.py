@@ -11,7 +11,17 @@ import pytest
 from monitoring import layout
 from monitoring.recorder import encode
 from monitoring.snapshot import JobState
-from tests.monitoring.generate import START, Folders, Shape, Try, devices, generate, slow, waits_for_data
+from tests.monitoring.generate import (
+    START,
+    Folders,
+    Shape,
+    Try,
+    devices,
+    generate,
+    hours_of_devices,
+    slow,
+    waits_for_data,
+)
 from tests.monitoring.screens import Seen, golden, watched
 
 JOB = JobState("17", "RUNNING", nodes="n2gpu[1201,1205]", ends=START + 900, emulated=True)
@@ -114,10 +124,38 @@ def test_a_rank_that_all_wait_for_is_seen_by_what_it_does_alone(tmp_path: Path) 
     watched(act, folders(tmp_path), run)
 
 
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_what_devices_did_over_time_is_a_map_of_each_metric(tmp_path: Path, size: tuple[int, int]) -> None:
+    run = generate(tmp_path / "tiny_moe" / "20251122-1f2e")
+    hours_of_devices(run)
+
+    async def act(seen: Seen) -> None:
+        table = await seen.press("5")
+        assert "mean GPU use" in await seen.press("p")
+        idle = next(row for row in seen.rows if row.split()[:1] == ["2"])
+        assert "█····" in idle  # an hour of it
+        assert idle.rstrip().endswith("93      84")
+        place = idle.index("··")
+        await seen.hover(place + 1, seen.rows.index(idle))
+        assert "rank 2 at 2." in seen.text and ": 2 %" in seen.text
+        await seen.hover(1, 1)
+        golden(f"devices-power-{size[0]}x{size[1]}", await seen.press("p"))
+        for named in ("GPU memory", "temperature", "clock", "throttled", "CPU cores", "memory", "node's CPU"):
+            assert f" {named} " in await seen.press("p") and "this view failed" not in seen.text
+        assert len([row for row in seen.rows if "n2gpu" in row]) == 2  # one rank of each node tells of it
+        assert "highest node's memory" in await seen.press("p")
+        assert "5.0 h" in await seen.press("+")  # the newer half
+        assert await seen.press("p") == table
+
+    watched(act, folders(tmp_path), run, size)
+
+
 def test_an_expert_that_gets_nothing_is_seen(tmp_path: Path) -> None:
     run = generate(tmp_path / "moe" / "20251122-dead", Shape((Try(0, 100),), layers=(2,), experts=4))
     path = layout.experts_records(layout.attempt_folder(run, 0))
-    lines = [encode(n, START, "experts", {"step": 100 + n, "layers": {2: [0, 10, 10, 20]}}) for n in range(1, 40)]
+    lines = [
+        encode(1000 + n, START, "experts", {"step": 100 + n, "layers": {2: [0, 10, 10, 20]}}) for n in range(1, 40)
+    ]
     with path.open("ab") as file:
         file.write(b"".join(b"".join(each) for each in lines))
     watched(_experts, Folders([run], JOB), run)
@@ -133,7 +171,7 @@ def test_what_is_not_a_number_is_marked(tmp_path: Path) -> None:
     run = generate(tmp_path / "bad" / "20251122-0bad", Shape((Try(0, 40),)))
     with layout.rank_records(layout.attempt_folder(run, 0), 0).open("ab") as file:
         for n in range(41, 60):
-            file.write(b"".join(encode(n, START + n, "step", {"step": n, "tokens": n, "loss": np.nan})))
+            file.write(b"".join(encode(1000 + n, START + n, "step", {"step": n, "tokens": n, "loss": np.nan})))
 
     async def act(seen: Seen) -> None:
         await seen.press("2")

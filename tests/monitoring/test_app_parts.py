@@ -228,6 +228,9 @@ def test_the_greatest_of_a_column_is_kept_and_few_steps_are_wide() -> None:
     x = np.arange(1000.0)
     values = np.where(x == 500, 9.0, 1.0)[None]
     assert np.nanmax(columns(x, values, 20, 0, 999)) == 9.0
+    uneven = np.array([[4.0, np.nan, 1.0, 2.0, np.nan, np.nan]])
+    found = columns(np.arange(6.0), uneven, 3, 0, 6, mean=True)
+    np.testing.assert_array_equal(found, [[4.0, 1.5, np.nan]])
     wide = columns(np.array([0.0, 5.0, 10.0]), np.array([[1.0, 2.0, 3.0]]), 11, 0, 10)
     assert wide[0].tolist() == [1.0] * 5 + [2.0] * 5 + [3.0]
     assert np.isnan(columns(np.empty(0), np.empty((2, 0)), 4, 0, 1)).all()

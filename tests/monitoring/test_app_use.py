@@ -266,7 +266,7 @@ def test_names_and_lines_are_text_and_nothing_else(tmp_path: Path) -> None:
     run = generate(tmp_path / "tiny_moe" / "20251122-[bold]", Shape((Try(0, 40),), layers=(), log=[evil]))
     (run / layout.CONFIG).write_text(json.dumps({"name": evil, "train": {"tokens": 1000, "batch_tokens": 10}}))
     with layout.rank_records(layout.attempt_folder(run, 0), 0).open("ab") as file:
-        record = {"seq": 99, "t": START, "kind": "step", "step": 41, "tokens": 410, "loss": 1.0, evil: 2.0}
+        record = {"seq": 9999, "t": START, "kind": "step", "step": 41, "tokens": 410, "loss": 1.0, evil: 2.0}
         file.write(json.dumps(record).encode() + b"\n")
     info = layout.attempt_info(layout.attempt_folder(run, 0))
     info.write_text(json.dumps({**json.loads(info.read_text()), "cause": evil, "evidence": evil, "nodes": [evil]}))

@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitoring import compact, compacted, frames, layout, load, sql
+from monitoring import compact, compacted, energy, frames, layout, load, sql
 from monitoring.experts import Experts
 from monitoring.history import History
 from monitoring.ranks import Ranks
 from monitoring.recorder import PROTOCOL, encode
 from tests.monitoring.generate import BATCH, START, Shape, Try, generate
+
+NAMES = (layout.RANKS_COMPACTED, layout.DEVICES_COMPACTED, layout.EXPERTS_COMPACTED, layout.STEPS_COMPACTED)
 
 
 def close(run: Path, number: int, **more: Any) -> None:
@@ -46,6 +48,8 @@ def everything(run: Path) -> dict[str, Any]:
         "lost": history.lost_frame(),
         "names": history.names(),
         "ranks": frames.ranks,
+        "devices": frames.devices,
+        "energy": energy.of_run(run),
         "experts": frames.experts,
         "attempts": frames.attempts,
         "problems": history.problems(),
@@ -54,6 +58,19 @@ def everything(run: Path) -> dict[str, Any]:
         "times": (times.steps.tolist(), times.ranks, times.nodes, np.nan_to_num(times.seconds, nan=-1).tolist()),
         "loads": {layer: np.nan_to_num(experts.read(layer).share, nan=-1).tolist() for layer in experts.layers()},
     }
+
+
+def sampled(run: Path) -> None:
+    """Let three ranks of two attempts tell of their devices each minute, one of them of less."""
+    for number in layout.attempt_numbers(run)[:2]:
+        for rank in (0, 1, 3):
+            said = {"power_w": 300.0, "memory_gib": 2.5} if rank < 3 else {"memory_gib": math.nan, "mine": 1.0}
+            made = [
+                encode(1000 + n, START + 60 * n, "device", {**said, "n": n})
+                for n in range(5 + 3 * (rank == 1 > number))
+            ]
+            with layout.rank_records(layout.attempt_folder(run, number), rank).open("ab") as file:
+                file.write(b"".join(line for each in made for line in each))
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -76,19 +93,13 @@ def names(folder: Path) -> set[str]:
 
 def test_a_compacted_run_reads_as_its_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = generate(tmp_path / "run")
+    sampled(run)
     before = everything(run)
+    assert (len(before["devices"]), before["energy"]) == (33, pytest.approx(19 * 300 * 60 / 3.6e6))
     for number in compact.ended(run):
-        assert compact.compact(run, number) == [
-            layout.RANKS_COMPACTED,
-            layout.EXPERTS_COMPACTED,
-            layout.STEPS_COMPACTED,
-        ]
+        assert compact.compact(run, number) == [*NAMES]
         assert compact.compact(run, number) == []
-        assert names(layout.attempt_folder(run, number)) == {
-            layout.STEPS_COMPACTED,
-            layout.RANKS_COMPACTED,
-            layout.EXPERTS_COMPACTED,
-        }
+        assert names(layout.attempt_folder(run, number)) == {*NAMES}
     assert compact.ended(run) == [0, 1]
     taken = []
     opened = compacted.opened
@@ -114,6 +125,7 @@ def test_any_records_survive_with_nan_distinct_from_missing(
         known = {name: value for name, value in metrics.items() if value is not None}
         lines.append(("step", {"step": step, "tokens": step * BATCH, **known}))
         lines.append(("rank", {"step": step, "step_s": 0.5, **known}))
+        lines.append(("device", known))
     for place in rewinds:
         lines.insert(min(place, len(lines)), ("event", {"event": "rewound", "fields": {"to_step": 3}}))
     folder = write(run, 0, lines)
@@ -138,12 +150,12 @@ def test_the_frames_have_what_came_after_too(tmp_path: Path) -> None:
     run = generate(tmp_path / "run")
     folder = layout.attempt_folder(run, 0)
     compact.compact(run, 0)
-    late = encode(99, START + 500, "rank", {"step": 999, "step_s": 1.5, "data_s": 0.5})
+    late = encode(9999, START + 500, "rank", {"step": 999, "step_s": 1.5, "data_s": 0.5})
     for rank in (0, 1, 9):  # without a row in the Parquet file, with some, and not known to it
         with layout.rank_records(folder, rank).open("ab") as file:
             file.write(b"".join(late))
     with layout.experts_records(folder).open("ab") as file:
-        file.write(b"".join(encode(99, START + 500, "experts", {"step": 130, "layers": {2: [1] * 16, 6: [2] * 4}})))
+        file.write(b"".join(encode(9999, START + 500, "experts", {"step": 130, "layers": {2: [1] * 16, 6: [2] * 4}})))
     found = everything(run)
     assert found["ranks"]["rank"][found["ranks"]["step"] == 999].tolist() == [0, 1, 9]
     assert set(found["experts"]["layer"][found["experts"]["step"] == 130]) >= {2, 6}
@@ -175,6 +187,7 @@ def test_parquet_of_other_records_is_not_taken(tmp_path: Path, change: str) -> N
 
 def test_a_damaged_file_costs_nothing_but_time(tmp_path: Path) -> None:
     run = generate(tmp_path / "run", Shape(tries=(Try(0, 60, "time_limit"),)))
+    sampled(run)
     before, folder = everything(run), layout.attempt_folder(run, 0)
     for name in compact.compact(run, 0):
         text = bytearray((folder / name).read_bytes())
@@ -182,7 +195,7 @@ def test_a_damaged_file_costs_nothing_but_time(tmp_path: Path) -> None:
             text[place] ^= 0xFF
         (folder / name).write_bytes(bytes(text))
     assert same(before, everything(run))
-    for name in (layout.STEPS_COMPACTED, layout.RANKS_COMPACTED, layout.EXPERTS_COMPACTED):
+    for name in NAMES:
         (folder / name).write_bytes(b"PAR1")
     assert same(before, everything(run))
 
@@ -200,7 +213,7 @@ def test_ranks_that_cannot_be_compacted_do_not_keep_the_steps_from_it(tmp_path: 
     run = generate(tmp_path / "run")
     folder = layout.attempt_folder(run, 0)
     with layout.rank_records(folder, 1).open("ab") as file:  # there is a column of that name already
-        file.write(b"".join(encode(99, START, "rank", {"step": 999, "step_s": 1.0, "rank": 1.0})))
+        file.write(b"".join(encode(9999, START, "rank", {"step": 999, "step_s": 1.0, "rank": 1.0})))
     with pytest.raises(compact.Unequal):
         compact.compact(run, 0)
     assert names(folder) == {layout.STEPS_COMPACTED, layout.EXPERTS_COMPACTED}
@@ -279,7 +292,7 @@ def test_only_tables_that_a_query_names_are_read(tmp_path: Path, monkeypatch: py
     pytest.importorskip("duckdb")
     write(tmp_path, 0, [("step", {"step": 1, "tokens": 1, "loss": 1.0})])
     read = []
-    monkeypatch.setattr(frames, "every_rank", lambda folder: read.append(folder) or iter(()))
+    monkeypatch.setattr(frames, "every_rank", lambda *given: read.append(given) or iter(()))
     assert sql(tmp_path, "select max(step) as ranks_done from history")["ranks_done"].tolist() == [1]
     assert not read
     sql(tmp_path, "select count(*) from Ranks")

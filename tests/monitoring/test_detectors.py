@@ -277,7 +277,7 @@ def test_experts_that_get_nothing_and_routers_that_use_few() -> None:
 
 def device(rank: int, **fields: float) -> Pulse:
     now = BEGAN + 21
-    records = [{"t": now - 620 + 10 * n, **fields} for n in range(62)]
+    records = [{"t": now - 660 + 60 * n, **fields} for n in range(12)]
     return Pulse(rank, "a", np.empty(0), np.empty(0, np.int64), {}, records)
 
 
@@ -286,11 +286,11 @@ def test_gpus_that_idle_or_are_hot() -> None:
     assert [f.rank for f in gpus.idle_gpu(evidence({}, pulses=[device(1, gpu_util=0.01)]))] == [1]
     assert not list(gpus.hot_gpu(evidence({}, pulses=[device(0, temperature_c=70, throttled=0)])))
     assert len(list(gpus.hot_gpu(evidence({}, pulses=[device(0, temperature_c=92)])))) == 1
-    (found,) = gpus.hot_gpu(evidence({}, pulses=[device(0, temperature_c=70, throttled=1)]))
-    assert "throttled" in found.title
+    (found,) = gpus.hot_gpu(evidence({}, pulses=[device(0, temperature_c=70, throttled=0.9)]))
+    assert "throttled" in found.title and "90% of the time" in found.evidence
     hours_ago = [replace(device(0), devices=[{**r, "t": r["t"] - 7200} for r in device(0, temperature_c=92).devices])]
     assert not list(gpus.hot_gpu(evidence({}, pulses=hours_ago)))
-    assert not list(gpus.hot_gpu(evidence({}, pulses=[device(0, temperature_c=70, throttled=0.2)])))
+    assert not list(gpus.hot_gpu(evidence({}, pulses=[device(0, temperature_c=70, throttled=0.4)])))
 
 
 def test_errors_that_the_driver_tells_of() -> None:

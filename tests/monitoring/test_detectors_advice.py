@@ -23,7 +23,7 @@ from monitoring.findings import Finding
 from monitoring.goodput import Bucket, Span, totals
 from monitoring.history import Series
 from monitoring.outlook import Outlook
-from monitoring.snapshot import Attempt, JobState
+from monitoring.snapshot import GONE, Attempt, JobState
 from tests.monitoring.test_detectors import BEGAN, device, evidence, healthy, loads, pulses
 
 CONFIG = {
@@ -80,6 +80,7 @@ def cases() -> Iterator[Evidence]:
         yield replace(given, snapshot=replace(given.snapshot, outlook=Outlook(spans, totals(spans))))
     tried = tuple(Attempt(n, began=BEGAN - 60 * n, ended=BEGAN, cause="node_failure") for n in range(5))
     yield replace(given, snapshot=replace(given.snapshot, attempts=tried, problems=("1 damaged line skipped",)))
+    yield replace(given, snapshot=replace(given.snapshot, job=JobState("7", "NODE_FAIL", ended=BEGAN - 900)))
     for reason in ("launch failed requeued held", "JobHeldAdmin", "BadConstraints", "DependencyNeverSatisfied"):
         yield replace(given, snapshot=replace(given.snapshot, job=JobState("7", "PENDING", reason)))
 
@@ -87,7 +88,7 @@ def cases() -> Iterator[Evidence]:
 def everything() -> Iterator[tuple[Evidence, Finding]]:
     for given in cases():
         for checkpoints in ((), (100, 2900)):
-            for state in ("running", "failed"):
+            for state in ("running", "failed", GONE):
                 for job in ("jobs.train.Train", "jobs.command.Command"):
                     snapshot = replace(given.snapshot, state=state)
                     config = {**CONFIG, "job": {"_target_": job}}
@@ -162,8 +163,8 @@ def test_what_is_said_to_type_is_understood(
 def test_a_run_that_goes_on_is_ended_before_it_is_resumed(told: list[tuple[Evidence, Finding]]) -> None:
     for given, found in told:
         verbs = [words[0] for words in commands(found.do)]
-        if "resume" in verbs or "retry" in verbs:
-            assert ("cancel" in verbs) == (not given.snapshot.done), found.do
+        if found.kind != "held" and ("resume" in verbs or "retry" in verbs):
+            assert ("cancel" in verbs) == (given.snapshot.state == "running"), found.do
 
 
 def test_a_fork_is_from_a_checkpoint_that_is_there_and_was_before(told: list[tuple[Evidence, Finding]]) -> None:

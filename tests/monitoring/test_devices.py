@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -13,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitoring import layout
-from monitoring.devices import Gpu, Sampler
+from monitoring.columns import Samples
+from monitoring.devices import Gpu, Sampler, summary
 from monitoring.energy import co2_kg, kwh, of_run
 from monitoring.recorder import Recorder
 from monitoring.tail import RecordTail
@@ -96,13 +98,49 @@ def test_what_a_card_tells_and_what_it_does_not(nvml: ModuleType) -> None:
     }
 
 
-def samples(power: float, count: int, every: float = 10.0, **more: float) -> list[dict[str, float]]:
-    return [{"t": 1000 + every * n, "power_w": power, **more} for n in range(count)]
+def test_a_record_says_of_its_samples_what_matters() -> None:
+    samples = [
+        {"gpu_util": 0.8, "temperature_c": 61, "throttled": 1.0, "energy_j": 123456789.3, "gpu_memory_gib": 30.123456},
+        {"gpu_util": 1.0, "temperature_c": 88, "throttled": 0.0, "energy_j": 123459789.3, "gpu_memory_gib": 31.0},
+        {"gpu_util": 0.9, "temperature_c": 70, "throttled": 0.0, "energy_j": 123462789.9, "xid": 79},
+        {"power_w": 298.54321, "host_memory_total_gib": 503.25},
+    ]
+    assert summary(samples) == {
+        **{"gpu_util": 0.9, "temperature_c": 88.0, "throttled": 0.3333, "energy_j": 123462790.0},
+        **{"gpu_memory_gib": 31.0, "xid": 79.0, "power_w": 298.5, "host_memory_total_gib": 503.2},
+    }
+    assert summary([{}]) == {}
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (3, [1, 1, 1]), (4, [1, 1, 2]), (13, [1, 1, 2, 6, 3])])
+def test_a_run_begins_with_short_records_and_its_last_samples_are_recorded(count: int, sizes: list[int]) -> None:
+    made: list[int] = []
+    numbers = itertools.count(1)
+    sampler = Sampler(lambda **fields: made.append(int(fields["energy_j"])), every=0.0)
+
+    def source() -> dict[str, float]:
+        if (number := next(numbers)) == count:
+            sampler._left.set()
+        return {"energy_j": float(number)}
+
+    sampler._sources[:] = [source]
+    sampler._work()
+    assert made == list(itertools.accumulate(sizes))
+
+
+def samples(power: float, count: int, every: float = 10.0) -> list[dict[str, float]]:
+    return [{"t": 1000 + every * n, "power_w": power} for n in range(count)]
+
+
+def of(records: list[dict[str, float]]) -> Samples:
+    found = Samples()
+    found.extend(records)
+    return found
 
 
 def test_energy_is_power_times_time_of_all_ranks() -> None:
-    assert kwh([samples(300, 361), samples(100, 361)]) == pytest.approx(0.4)
-    assert kwh([[{"t": 1.0, "cpu_cores": 2.0}]]) is None
+    assert kwh([of(samples(300, 361)), of(samples(100, 361))]) == pytest.approx(0.4)
+    assert kwh([of([{"t": 1.0, "cpu_cores": 2.0}])]) is None
     assert co2_kg(100.0, 380.0) == pytest.approx(38.0)
 
 
@@ -121,10 +159,10 @@ def test_energy_of_a_run_is_that_of_all_its_attempts(tmp_path: Path) -> None:
 
 def test_the_drivers_own_counter_wins_and_gaps_are_left_out() -> None:
     counted = [{"t": 10.0 * n, "power_w": 1.0, "energy_j": 3600.0 * n} for n in range(11)]
-    assert kwh([counted]) == pytest.approx(0.01)
-    assert kwh([samples(300, 3, every=500.0)]) is None
+    assert kwh([of(counted)]) == pytest.approx(0.01)
+    assert kwh([of(samples(300, 3, every=500.0))]) is None
 
 
 @given(st.lists(st.fixed_dictionaries({"t": st.floats(0, 1e6), "power_w": st.floats(0, 1e3)}), max_size=20))
 def test_energy_is_never_negative(records: list[dict[str, float]]) -> None:
-    assert (kwh([records]) or 0.0) >= 0.0
+    assert (kwh([of(records)]) or 0.0) >= 0.0

@@ -76,7 +76,7 @@ def test_new_lines_are_taken_and_garbage_is_not(tmp_path: Path) -> None:
     folder = write_experts(tmp_path, 0, {"step": 1, "layers": {1: [1]}})
     experts = Experts(tmp_path)
     assert experts.read(1).steps.tolist() == [1]
-    good = encode(9, 0.0, "experts", {"step": 2, "layers": {1: [1], 5: [2]}})
+    good = encode(10, 0.0, "experts", {"step": 2, "layers": {1: [1], 5: [2]}})
     bad = b'{"seq":9,"t":0,"kind":"experts","step":3,"layer":1,"first":0,"load":[1,"x"]}\n'
     with layout.experts_records(folder).open("ab") as file:
         file.write(bad + b"".join(good))

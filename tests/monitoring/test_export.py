@@ -33,8 +33,10 @@ def append(run: Path, attempt: int, *records: tuple[str, dict[str, Any]]) -> Non
     """Records of rank 0, as a writer would append them."""
     folder = layout.attempt_folder(run, attempt)
     folder.mkdir(parents=True, exist_ok=True)
-    with layout.rank_records(folder, 0).open("ab") as file:
-        for seq, (kind, fields) in enumerate(records):
+    path = layout.rank_records(folder, 0)
+    known = path.read_bytes().count(b"\n") if path.exists() else 0
+    with path.open("ab") as file:
+        for seq, (kind, fields) in enumerate(records, known):
             file.writelines(encode(seq, 1e9 + fields.get("step", 0), kind, fields))
 
 

@@ -79,7 +79,9 @@ def test_what_tells_a_run_from_others_goes_with_it(root: Path) -> None:
 def test_a_sweeps_runs_carry_their_own_values(root: Path, tmp_path: Path) -> None:
     folder = root / "tiny" / "20260103-000000-eeee"
     folder.mkdir()
-    members = [{"name": "tiny", "overrides": [], "changes": {"optim.lr": lr}} for lr in (0.1, 0.2, 0.3)]
+    changes = ({}, {"optim.lr": 0.2}, {"optim.lr": 0.3})  # the first run is the base
+    (folder / "base.yaml").write_text("optim: {lr: 0.1}\n")
+    members = [{"name": "tiny", "overrides": [], "changes": each} for each in changes]
     (folder / "sweep.json").write_text(json.dumps({"format": 1, "members": members, "arrays": []}))
     for number in (0, 1):  # the third has not begun
         run = generate(root / "tiny" / f"{folder.name}.{number}", DONE)

@@ -147,6 +147,37 @@ def test_a_first_step_that_compiles_is_a_start_as_far_as_it_took_longer() -> Non
     assert (found[Bucket.queue], found[Bucket.startup], found[Bucket.training]) == (10.0, 38.0, 6.0)
 
 
+def _two(ended: float | None) -> list[Past]:
+    """A first attempt of 900 steps from 1010 on, and a second one from 2000 on of 3890."""
+    one = _steady([1010.0 + step for step in range(1, 901)], [1.0] * 900)
+    two = _steady([2010.0 + step for step in range(1, 3891)], [1.0] * 3890)
+    return [Past(0, 1000.0, ended, None if ended is None else "requeue", 0.0, one), Past(1, 2000.0, work=two)]
+
+
+def test_an_attempt_of_whose_end_nobody_told_has_ended_when_another_begins() -> None:
+    found = totals(spans([1000.0], _two(None), 5901.0, over=False))
+    assert (found[Bucket.training], found[Bucket.startup], found[Bucket.unknown]) == (4791.0, 20.0, 90.0)
+    assert found == pytest.approx(totals(spans([1000.0], _two(None), 5901.0, over=True)), abs=1.0)
+
+
+def test_of_two_attempts_at_once_the_newer_one_counts() -> None:
+    found = totals(spans([1000.0], _two(4000.0), 5901.0, over=False))
+    assert (found[Bucket.training], found[Bucket.startup], found[Bucket.ending]) == (4791.0, 20.0, 90.0)
+
+
+def test_an_attempt_that_began_before_the_one_before_it_does_not_take_that_ones_time() -> None:
+    attempts = _two(1911.0)
+    attempts[1] = replace(attempts[1], began=900.0)
+    found = totals(spans([1000.0], attempts, 5901.0, over=False))
+    assert found[Bucket.training] == pytest.approx(4791.0, abs=1.0)
+
+
+def test_the_last_checkpoint_of_an_attempt_counts_also_where_nobody_told_of_its_end() -> None:
+    work = _steady([101.0, 102.0], [1.0, 1.0], after=[Pause(107.0, Bucket.checkpoint)])
+    found = totals(spans([100.0], [Past(0, 100.0, work=work)], 500.0, over=True))
+    assert (found[Bucket.training], found[Bucket.checkpoint]) == (2.0, 5.0)
+
+
 def test_a_gap_between_steps_that_nothing_explains_is_unknown() -> None:
     work = _steady([102.0, 104.0, 166.0], [2.0, 2.0, 2.0])
     found = totals(spans([100.0], [Past(0, 100.0, 166.0, "end", 0.0, work)], 200.0, over=True))

@@ -174,6 +174,15 @@ def test_damaged_lines_are_counted_and_never_become_numbers(tmp_path: Path) -> N
     assert tally.first_damaged.startswith("a.log: [default7]: iteration")
 
 
+def test_a_torn_line_is_counted_and_does_not_take_the_numbers_of_the_next_one(tmp_path: Path) -> None:
+    one, two, three, four = (iteration(step, step / 10) for step in (5, 10, 15, 20))
+    (tmp_path / "a.log").write_text(one + two[: two.index(" learning")] + three + four)
+    found, tally = items("megatron", tmp_path / "a.log")
+    steps = [(each.step, each.metrics["loss"], each.tokens) for each in found if isinstance(each, Step)]
+    assert steps == [(step, step / 10, step * 131072) for step in (5, 15, 20)]
+    assert tally.damaged == 1 and "10/" in tally.first_damaged
+
+
 def test_deepspeed_alone(tmp_path: Path) -> None:
     (tmp_path / "a.log").write_text(
         "[2023-07-25 15:20:00,100] [INFO] [engine.py:1] init\n"

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import monitoring
 from hpc import attempt, config
 from monitoring import layout, load, program
 from monitoring.follow import Follower
+from monitoring.history import History
 from monitoring.patterns import SHIPPED, Found, readers
 from monitoring.recorder import Recorder
 from monitoring.tail import LineTail
@@ -60,6 +65,33 @@ def test_megatron_lm_and_its_validation() -> None:
     assert math.isnan(first.metrics["loss"])
     assert first.metrics["tflops"] == 401.2
     assert second == Found(10, metrics={"validation_loss": 7.5, "validation_perplexity": 1800})
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number_any_more_is_told_as_such(loss: float) -> None:
+    line = f" iteration       10/     100 | lm loss: {loss:.6E} | loss scale: 1.0 | grad norm: {loss:.3f} |"
+    (found,) = told(["megatron"], line)
+    assert repr(found.metrics["loss"]) == repr(found.metrics["grad_norm"]) == repr(loss)
+    (found,) = told(["megatron"], f" validation loss at iteration 4 | lm loss value: {loss:.6E} | lm loss PPL: INF | ")
+    assert repr(found.metrics["validation_loss"]) == repr(loss)
+    assert found.metrics["validation_perplexity"] == math.inf
+
+
+def test_of_a_line_that_is_torn_and_the_one_right_behind_it_only_that_one_counts() -> None:
+    lines = [f" iteration {step}/ 100 | consumed samples: {step * 64} | lm loss: {step}.5E+00 |" for step in (3, 4)]
+    validation = " validation loss at iteration 2 on test set | lm loss value: 1.5E+00 | lm loss PPL: 4.5E+00 |"
+    metrics = {"consumed_samples": 256, "loss": 4.5}
+    for torn in (lines[0], validation):
+        for cut in range(len(torn)):
+            told_of = told(["megatron"], torn[:cut] + lines[1])
+            assert told_of == [Found(4, steps=100, metrics=metrics)], torn[:cut]
+    (found,) = told(["megatron"], lines[0][:40] + validation)
+    assert found == Found(2, metrics={"validation_loss": 1.5, "validation_perplexity": 4.5})
+
+
+def test_a_word_that_begins_like_a_number_is_none() -> None:
+    (found,) = told(["torchtitan"], "step: 3  loss: 2.5  state: information  kind: Nanotron")
+    assert found.metrics == {"loss": 2.5}
 
 
 def test_hugging_face_trainer_takes_the_step_from_the_bar_that_is_drawn_after_it() -> None:
@@ -263,6 +295,46 @@ def test_a_program_records_by_two_lines(folder: Path) -> None:
     run(TWO_LINES, "3", RANK="0", WORLD_SIZE="2", **place)
     run(TWO_LINES, "4", RANK="1", WORLD_SIZE="2", **place)  # of which nothing is recorded
     assert recorded(folder) == [(3, 0.5)]
+
+
+class Refuses:
+    """As a tensor whose device has failed."""
+
+    def __float__(self) -> float:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    __int__ = __float__
+
+
+def test_nothing_that_a_program_hands_over_ends_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ((program.RUN, folder.parent.parent), (program.ATTEMPT, 0), ("RANK", 0)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(program, "_this", None)
+    bad: Any = Refuses()
+    monitoring.record(step=1, tokens=10, loss=0.5, a=bad, b=10**400, c="text", d=None, self=1.0)
+    monitoring.record(step=2, tokens=bad, loss=0.25)
+    monitoring.record(step=bad, loss=0.125)
+    program._leave()
+    history = History(folder.parent.parent)
+    history.refresh()
+    frame = history.frame()
+    assert (list(frame["step"]), list(frame["tokens"]), list(frame["loss"])) == ([1, 2], [10, 10], [0.5, 0.25])
+    assert set(frame) == {"step", "tokens", "attempt", "t", "loss", "self"}
+    assert history.problems() == ["attempt 0: 1 record could not be written"]
+
+
+def test_a_file_system_that_is_stale_at_the_first_record_costs_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in ((program.RUN, folder.parent.parent), (program.ATTEMPT, 0), ("RANK", 0)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(program, "_this", None)
+    monkeypatch.setattr(program, "PATIENCE", 0.1)
+    with monkeypatch.context() as stale:
+        stale.setattr(os, "stat", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ESTALE, "Stale file handle")))
+        monitoring.record(step=1, loss=0.5)
+    program._leave()
+    assert recorded(folder) == [(1, 0.5)]
 
 
 def test_outside_of_a_run_the_two_lines_do_nothing(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_records_that_a_rank_could_not_write_are_told_of_by_who_reads_its_file(t
     run = generate(tmp_path / "run")
     path = layout.rank_records(layout.attempt_folder(run, 0), 2)
     with path.open("ab") as file:
-        file.write(b"".join(encode(99, START, "dropped", {"count": 7000, "error": "disk full"})))
+        file.write(b"".join(encode(9999, START, "dropped", {"count": 7000, "error": "disk full"})))
     if compacted:
         compact.compact(run, 0)
     history = History(run)

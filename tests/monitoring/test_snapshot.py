@@ -11,6 +11,7 @@ import pytest
 
 from monitoring import layout
 from monitoring.evidence import Gathering
+from monitoring.latest import Latest
 from monitoring.reader import Reader
 from monitoring.recorder import encode
 from monitoring.snapshot import JobState
@@ -114,7 +115,23 @@ def test_a_rank_that_hangs_for_hours_keeps_its_last_summaries(tmp_path: Path) ->
         file.write(b"".join(line for each in samples for line in each))
     reader = Reader(run)
     (_, pulse) = Gathering(run).gather(reader.read(now=START + 30_000), reader.history, {}).pulses
-    assert pulse.steps.tolist() == [10, 20, 30, 40, 50, 60] and len(pulse.devices) == 128
+    assert pulse.steps.tolist() == [10, 20, 30, 40, 50, 60] and len(pulse.devices) == 64
+
+
+def test_the_records_of_a_device_are_found_behind_the_steps_since_the_last_one(tmp_path: Path) -> None:
+    run = generate(tmp_path / "run", Shape((Try(0, 60),), world_size=1, layers=()))
+    lines = []
+    for minute in range(30):
+        lines += encode(100 + len(lines), START + 60 * minute, "device", {"gpu_util": minute / 100})
+        steps = ({"step": 61 + 200 * minute + n, "tokens": 1, "loss": 1.0} for n in range(200))
+        lines += [line for step in steps for line in encode(100 + len(lines), START + 60 * minute, "step", step)]
+    with layout.rank_records(layout.attempt_folder(run, 0), 0).open("ab") as file:
+        file.write(b"".join(lines))
+    reader, gathering = Reader(run), Gathering(run)
+    for _ in range(2):
+        (pulse,) = gathering.gather(reader.read(now=START + 1800), reader.history, {}).pulses
+        assert [record["gpu_util"] for record in pulse.devices] == [minute / 100 for minute in range(18, 30)]
+    assert Latest(run, ("device", "step")).read()[0]["device"]["gpu_util"] == 0.29
 
 
 def test_a_rank_without_a_file_moves_no_other_to_another_node(tmp_path: Path) -> None:

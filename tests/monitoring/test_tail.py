@@ -64,6 +64,31 @@ def test_however_a_file_grows_each_record_comes_once(tmp_path_factory: pytest.Te
     assert [record["seq"] for record in found] == list(range(8))
 
 
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 400)), max_size=8), st.integers(0, 3))
+def test_a_write_of_which_a_part_landed_is_no_second_one(
+    tmp_path_factory: pytest.TempPathFactory, failures: list[tuple[int, int]], gap: int
+) -> None:
+    writers = lines(12), lines(12, first=6)  # the second begins anew
+    path = tmp_path_factory.mktemp("tail") / "rank-0.jsonl"
+    tail, found = RecordTail(path), []
+    for made in writers:
+        del made[3 : 3 + gap]  # damage, or lines that somebody leaves out
+        done = 0
+        with path.open("ab", 0) as file:
+            for count, landed in failures:
+                batch = made[done : done + count]
+                part = b"".join(batch)[:landed]
+                file.write(part)
+                found += take(tail)
+                file.write(b"\n" * (not part.endswith(b"\n") and bool(part)) + b"".join(batch))
+                found += take(tail)
+                done += len(batch)
+            file.write(b"".join(made[done:]))
+    found += take(tail)
+    assert found == [orjson.loads(line) for made in writers for line in made]
+    assert take(RecordTail(path)) == found
+
+
 def test_a_hole_of_nuls_costs_only_the_line_it_tore(tmp_path: Path) -> None:
     path = tmp_path / "rank-0.jsonl"
     made = lines(6)
@@ -156,6 +181,39 @@ def test_a_newer_protocol_is_seen_by_who_begins_in_the_middle(tmp_path: Path) ->
     assert recent_steps(tmp_path) == [] and list(newest(path, "step")) == []
     path.write_bytes(b"".join(lines(2000)))
     assert 0 < len(take(RecordTail(path, begin=1 << 12))) < 2000
+
+
+KINDS = ("step", "rank", "device", "header", "dropped", "event")
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(KINDS), st.sampled_from(["", '"kind":"rank"', '{"kind":"device"}'])), max_size=40
+    ),
+    st.lists(st.sampled_from(KINDS), max_size=3),
+    st.lists(st.integers(0, 3000), max_size=4),
+    st.lists(
+        st.sampled_from([b"\0\0", b"{torn", b"\n", b'{"kind":"rank"}\n', b'{"seq":1,"t":1,"kind":"rank","a":}\n'])
+    ),
+)
+def test_of_some_kinds_as_many_records_are_read_as_of_all(
+    tmp_path_factory: pytest.TempPathFactory,
+    made: list[tuple[str, str]],
+    kinds: list[str],
+    cuts: list[int],
+    damage: list[bytes],
+) -> None:
+    path = tmp_path_factory.mktemp("records") / "rank-0.jsonl"
+    whole = [orjson.dumps({"seq": n, "t": 1.0, "kind": kind, "said": said}) for n, (kind, said) in enumerate(made)]
+    data = b"".join(line + b"\n" + (damage[n] if n < len(damage) else b"") for n, line in enumerate(whole))
+    every, some = RecordTail(path), RecordTail(path, kinds=kinds)
+    found: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    for end in (*sorted(cuts), len(data)):
+        path.write_bytes(data[:end])
+        for tail, records in zip((every, some), found, strict=True):
+            records += take(tail)
+    assert found[1] == [record for record in found[0] if record["kind"] in {"header", *kinds}]
+    assert some.bad <= every.bad
 
 
 def test_the_newest_records_of_a_kind_are_found_behind_a_day_of_others(tmp_path: Path) -> None:

@@ -261,6 +261,22 @@ def test_runs_are_filtered_sorted_and_chosen_for_comparison(viewer: Viewer, base
     assert page.locator("#settings table tbody tr").count() >= 1
 
 
+def test_a_sweep_is_looked_through_by_keyboard(viewer: Viewer) -> None:
+    page = viewer.opens("sweep")
+    page.get_by_label("Parameter", exact=True).focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")  # the focus stays where it was
+    assert page.get_by_label("Parameter", exact=True).input_value() == "train.batch_tokens"
+    page.locator("#against .axis-name", has_text="train.batch_tokens").wait_for()
+    assert {"32768", "131072"} <= set(page.locator("#against text").all_text_contents())  # whole numbers as they are
+    assert page.get_by_label("Metric", exact=True).input_value() == "validation_loss"
+    page.get_by_label("compare run 1").press("Space")
+    page.get_by_role("button", name="Validation loss").press("Enter")
+    assert viewer.tell("document.activeElement.textContent") == "Validation loss"
+    assert page.get_by_label("compare run 1").is_checked()
+    assert viewer.complaints == []
+
+
 def test_metrics_axis_and_scale_are_kept_in_the_address(viewer: Viewer) -> None:
     page = viewer.opens("run")
     page.locator(".menu summary").click()
@@ -388,7 +404,7 @@ def test_who_scrolled_up_in_a_log_keeps_what_is_read_there(viewer: Viewer, root:
 ZOOMS = """async ([axis, factor]) => {
   const { Chart } = await import(document.querySelector("script[type=module]").src.replace("main.js", "chart.js"));
   const values = [1, 2, 3].map((n) => 19000 + n);
-  const curves = [{ label: "loss", x: values, low: values, high: values, bad: [], ghosts: [] }];
+  const curves = [{ label: "loss", number: 0, x: values, low: values, high: values, bad: [], ghosts: [] }];
   let range = null;
   const chart = new Chart("loss", (wanted) => {
     range = wanted;
@@ -406,6 +422,38 @@ ZOOMS = """async ([axis, factor]) => {
   chart.remove();
   return [range.low, range.high];
 }"""
+
+
+OVER_EACH_OTHER = """async () => {
+  const { Chart } = await import(document.querySelector("script[type=module]").src.replace("main.js", "chart.js"));
+  const curve = (label, number, x) => ({ label, number, x, low: x, high: x, bad: [], ghosts: [] });
+  const chart = new Chart("loss", () => {});
+  document.querySelector("main").append(chart.node);
+  const steps = (count) => Array.from({ length: count }, (_, i) => i + 1);
+  chart.show([curve("short", 1, steps(50)), curve("long", 3, steps(200))], { axis: "step", log: false });
+  chart.data.open = true;
+  await new Promise((done) => setTimeout(done, 50));
+  const texts = (row) => [...row.cells].map((cell) => cell.textContent);
+  chart.point(-1);
+  const found = {
+    keys: [...chart.legend.querySelectorAll("line")].map((line) => line.getAttribute("stroke-dasharray")),
+    drawn: chart.plot.series.slice(1).map((each) => each.dash.join(" ")),
+    rows: [...chart.data.querySelectorAll("tbody tr")].map(texts),
+    end: chart.readout.textContent,
+  };
+  chart.remove();
+  return found;
+}"""
+
+
+def test_curves_look_as_their_keys_and_have_no_values_where_they_end(viewer: Viewer) -> None:
+    viewer.opens("overview")
+    found = viewer.tell(OVER_EACH_OTHER)
+    assert found["keys"] == found["drawn"] == ["7 4", "10 3 2 3"]  # by their numbers, whatever is beside them
+    assert found["end"] == "step 200: long 200.0"
+    rows = {step: values for step, *values in found["rows"]}
+    assert rows["50"] == ["50.00", "50.00"] and rows["200"] == ["–", "200.0"] and 40 <= len(rows) <= 45
+    assert viewer.complaints == []
 
 
 @pytest.mark.parametrize("axis", ["step", "tokens", "hours"])

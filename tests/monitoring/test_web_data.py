@@ -29,7 +29,19 @@ from monitoring.web.security import Guard
 from monitoring.web.threads import Shared, in_thread
 from monitoring.web.watched import binned
 from tests.monitoring.generate import BATCH, Shape, Try, finish, generate, loss
-from tests.monitoring.web import DONE, HOSTILE, RUN, SWEEP, TOKEN, Called, browser, guarded, source, tree
+from tests.monitoring.web import (
+    DONE,
+    HOSTILE,
+    RUN,
+    SETTINGS,
+    SWEEP,
+    TOKEN,
+    Called,
+    browser,
+    guarded,
+    source,
+    tree,
+)
 
 
 @pytest.fixture
@@ -239,7 +251,7 @@ def test_ranks_experts_and_devices(viewer: TestClient) -> None:
 def test_a_sweep_has_a_row_for_each_run_begun_or_not(viewer: TestClient) -> None:
     found = viewer.get("/api/sweep", params={"sweep": SWEEP}).json()
     assert [each["state"] for each in found["members"]] == ["finished", "finished", "not begun"]
-    assert found["members"][1]["changes"] == {"optim.lr": 0.001, "model": "b"}
+    assert found["members"][1]["settings"] == SETTINGS[1]
     assert found["members"][0]["loss"] is not None and found["members"][2]["loss"] is None
 
 

@@ -24,7 +24,11 @@ RUN = "tiny/20251122-100000-1f2e"
 DONE = "tiny/20251121-100000-aaaa"
 SWEEP = "sweep/20251120-100000-bbbb"
 HOSTILE = "<img src=x onerror=alert(1)>/20251119-100000-cccc"
-CHANGES = [{"optim.lr": 1e-4, "model": "a"}, {"optim.lr": 1e-3, "model": "b"}, {"optim.lr": 1e-2, "model": "a"}]
+SETTINGS = [
+    {"optim.lr": 1e-4, "model": "a", "train.batch_tokens": 32768},
+    {"optim.lr": 1e-3, "model": "b", "train.batch_tokens": 131072},
+    {"optim.lr": 1e-2, "model": "a", "train.batch_tokens": 1048576},
+]
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def source(root: Path, called: Called | None = None) -> Source:
         (folder / layout.SILENCED).write_text(json.dumps({finding: {"until": None}} if silent else {}))
 
     def members() -> list[Member]:
-        return [Member(n, "sweep", root / f"{SWEEP}.{n}", each) for n, each in enumerate(CHANGES)]
+        return [Member(n, "sweep", root / f"{SWEEP}.{n}", each) for n, each in enumerate(SETTINGS)]
 
     return Source(
         runs=runs,

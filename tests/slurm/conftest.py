@@ -19,8 +19,12 @@ from hpc.emulate import accounting, daemons, processes
 _PREFIX = "hpc-test-"  # short: Unix sockets lie below
 
 
+_LONGEST = "test_training.py"  # begun first, so that nobody waits for it in the end
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
+    items.sort(key=lambda item: item.path != here / _LONGEST)
     missing = daemons.missing_programs()
     for item in items:
         if not item.path.is_relative_to(here):

@@ -136,6 +136,20 @@ def test_a_requeued_run_is_counted_start_by_start(accounted: Emulation, submit: 
     assert "EMULATED" in shown
 
 
+def test_how_a_job_ended_whose_supervisor_could_not_say_so_is_asked_for(accounted: Emulation, submit: Submit) -> None:
+    run = submit(*HELLO, "job.seconds=60")
+    end = time.monotonic() + 90
+    while not (ledger.folder(run, 0) / "READY").exists():
+        assert time.monotonic() < end, told(run)
+        time.sleep(0.1)
+    slurm.call(["scancel", "--batch", "--signal=KILL", str(run.job_id)], environment=accounted.environment)
+    while (said := json.loads(training.hpc("watch", "--once", "--json", str(run.folder))))["state"] != "gone":
+        assert time.monotonic() < end, said
+        time.sleep(0.5)
+    assert said["job"]["state"] == "FAILED" and said["reason"] == "its job ended as FAILED"
+    assert "its job is FAILED" in training.hpc("explain", str(run.folder))
+
+
 def test_a_run_of_a_sweep_and_all_of_it_together(accounted: Emulation, submit: Submit, wait_for: WaitFor) -> None:
     folder = Path(tempfile.mkdtemp(prefix="hpc-test-", dir="/tmp"))
     try:

@@ -23,6 +23,7 @@ from hpc.emulate import Emulation
 from hpc.runs import Run
 from hpc.standing import submitted
 from hpc.sweep import Submitter, Sweep
+from monitoring.job import OVER
 
 SMALL = ["job=hello", "job.nodes=1", "job.ranks_per_node=1", "job.time=10", "job.grace=10"]
 
@@ -111,7 +112,7 @@ def test_what_slurm_does_not_take_whole_begins_nowhere(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     told = hpc("submit", "-m", *SMALL, *places, "job.seconds=0.1,0.2", "job.time=20,30", status=1)
     assert not told
-    assert not [row for row in slurm.queue(None, emulation.environment).values() if row.state not in slurm.GONE]
+    assert not [row for row in slurm.queue(None, emulation.environment).values() if row.state not in OVER]
     assert not list(runs_of(places).glob("run/*/sweep.json"))
 
 

@@ -42,13 +42,17 @@ class Mapped(RunView):
 
     def under(self, rows: int, steps: np.ndarray, cells: int) -> tuple[int, int] | None:
         """(row, place in the steps) of the cell under the mouse."""
+        if (cell := self.cell(rows, cells)) is None:
+            return None
+        at = steps[0] + (steps[-1] - steps[0]) * cell[1] / max(1, cells)
+        return cell[0], min(len(steps) - 1, int(np.searchsorted(steps, at)))
+
+    def cell(self, rows: int, cells: int) -> tuple[int, int] | None:
+        """(row, column) of the cell under the mouse."""
         if self._pointed is None:
             return None
         column, row = self._pointed[0] - self.label, self._pointed[1] - self.top - self.head
-        if not (0 <= column < cells and 0 <= row < rows):
-            return None
-        at = steps[0] + (steps[-1] - steps[0]) * column / max(1, cells)
-        return row, min(len(steps) - 1, int(np.searchsorted(steps, at)))
+        return (row, column) if 0 <= column < cells and 0 <= row < rows else None
 
     def press(self, key: str) -> Opens | None:
         if key in ("+", "="):

@@ -1,13 +1,13 @@
 // One metric over steps, tokens or hours, of one run or of several: uPlot, the values beside it as text and as a table.
 
-import { el, table, wide } from "./dom.js";
+import { el, put, table, wide } from "./dom.js";
+import { colour, dash, piece, stroke } from "./lines.js";
 import { count, figure, whole } from "./words.js";
 
-const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3], [14, 4]]; // curves differ in more than their colour
 const scheme = matchMedia("(prefers-color-scheme: dark)");
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const SYNC = "curves";
 const LEAST = { step: 2, tokens: 2, hours: 1e-3 }; // of an axis that are worth being looked at
+const ROWS = 40; // of a table, about
 const FAR = 1e15; // no run has more of anything
 
 const place = (value, axis) =>
@@ -21,7 +21,7 @@ export class Chart {
   constructor(name, zoom) {
     this.name = name;
     this.zoom = zoom;
-    this.curves = []; // {label, x, low, high, bad, ghosts: [{attempt, x, y}]}
+    this.curves = []; // {label, number, x, low, high, bad, ghosts: [{attempt, x, y}]}; its number says how it looks
     this.options = { axis: "step", log: false };
     this.plot = null;
     this.canvas = el("div", { class: "canvas", tabindex: 0, role: "img", onkeydown: (event) => this.key(event) });
@@ -96,9 +96,8 @@ export class Chart {
     const tables = [],
       series = [{}],
       bands = [];
-    this.curves.forEach((curve, number) => {
-      const stroke = colour(`--line-${number % 6}`),
-        dash = DASHES[number % DASHES.length];
+    for (const curve of this.curves) {
+      const ink = stroke(curve.number);
       const y = (values) =>
         values.map((value) =>
           value === null || !Number.isFinite(value) || (this.options.log && value <= 0) ? null : value,
@@ -106,13 +105,13 @@ export class Chart {
       const [low, high] = [y(curve.low), y(curve.high)];
       const line = {
         label: curve.label,
-        stroke,
-        dash,
+        stroke: ink,
+        dash: dash(curve.number),
         width: 1.6,
         spanGaps: true,
         points: { show: curve.x.length < 40, size: 5 },
       };
-      const edge = { stroke: faint(stroke, 0.6), width: 1, spanGaps: true, points: { show: false } };
+      const edge = { stroke: faint(ink, 0.6), width: 1, spanGaps: true, points: { show: false } };
       if (low.every((value, i) => value === high[i])) {
         tables.push([curve.x, low]);
         series.push(line);
@@ -125,7 +124,7 @@ export class Chart {
             value === null ? null : this.options.log ? Math.sqrt(value * high[i]) : (value + high[i]) / 2,
           ),
         ]);
-        bands.push({ series: [series.length, series.length + 1], fill: faint(stroke, 0.22) });
+        bands.push({ series: [series.length, series.length + 1], fill: faint(ink, 0.22) });
         series.push({ ...edge }, { ...edge }, line);
       }
       for (const ghost of curve.ghosts ?? []) {
@@ -140,7 +139,7 @@ export class Chart {
           points: { show: ghost.x.length < 2 },
         });
       }
-    });
+    }
     const filled = tables.filter((each) => each[0].length);
     const data =
       filled.length === tables.length && tables.length
@@ -235,7 +234,7 @@ export class Chart {
       return;
     }
     const values = this.curves.map((curve) => {
-      const bin = nearest(curve.x, x);
+      const bin = holding(curve.x, x);
       return bin < 0 ? null : (this.curves.length > 1 ? `${curve.label} ` : "") + range(curve, bin);
     });
     this.readout.textContent = `${place(x, this.options.axis)}: ${values.filter(Boolean).join(", ")}`;
@@ -260,14 +259,14 @@ export class Chart {
     const ghosts = this.curves.some((curve) => curve.ghosts?.some((ghost) => ghost.x.length));
     const bad = this.curves.some((curve) => curve.bad.length);
     const band = this.curves.some((curve) => curve.low.some((value, i) => value !== curve.high[i]));
-    const entries =
-      this.curves.length > 1
-        ? this.curves.map((curve, i) => [`line-${i % 6} dash-${i % DASHES.length}`, curve.label])
-        : [];
-    if (band) entries.push(["band", "lowest to highest of the steps of a bin"]);
-    if (ghosts) entries.push(["ghost", "lost work, done again later"]);
-    if (bad) entries.push(["not-finite", "NaN or infinite"]);
-    this.legend.replaceChildren(...entries.map(([kind, text]) => el("li", { class: kind }, text)));
+    const several = this.curves.length > 1 ? this.curves : [];
+    put(
+      this.legend,
+      several.map((curve) => el("li", {}, piece(curve.number), curve.label)),
+      band && el("li", { class: "band" }, "lowest to highest of the steps of a bin"),
+      ghosts && el("li", { class: "ghost" }, "lost work, done again later"),
+      bad && el("li", { class: "not-finite" }, "NaN or infinite"),
+    );
   }
 
   key(event) {
@@ -319,19 +318,17 @@ export class Chart {
 
   tabulate() {
     if (!this.data.open) return;
-    const [curve] = this.curves;
-    const most = 40,
-      size = Math.max(1, Math.ceil((curve?.x.length ?? 0) / most));
-    const rows = (curve?.x ?? [])
-      .map((x, bin) => ({ x, bin }))
-      .filter(({ bin }) => bin % size === 0 || bin === curve.x.length - 1);
+    const places = [...new Set(this.curves.flatMap((each) => each.x))].sort((a, b) => a - b);
+    const size = Math.max(1, Math.ceil(places.length / ROWS)),
+      ends = new Set(this.curves.map((each) => each.x.at(-1)));
+    const rows = places.filter((x, i) => i % size === 0 || ends.has(x));
     const columns = [
-      { title: this.options.axis, cell: (row) => place(row.x, this.options.axis).replace("step ", "") },
+      { title: this.options.axis, cell: (x) => place(x, this.options.axis).replace("step ", "") },
       ...this.curves.map((each) => ({
         title: each.label,
         number: true,
-        cell: (row) => {
-          const bin = nearest(each.x, row.x);
+        cell: (x) => {
+          const bin = holding(each.x, x);
           return bin < 0 ? "–" : range(each, bin);
         },
       })),
@@ -346,7 +343,7 @@ export class Chart {
 
 const shape = (curves) =>
   curves
-    .map((each) => `${each.label}:${each.ghosts?.length}:${each.low.every((value, i) => value === each.high[i])}`)
+    .map((each) => `${each.number}:${each.label}:${each.ghosts?.length}:${each.low.every((value, i) => value === each.high[i])}`)
     .join("|");
 
 function range(curve, bin) {
@@ -356,8 +353,10 @@ function range(curve, bin) {
   return (low === high ? figure(low) : `${figure(low)} to ${figure(high)}`) + (bad ? " and not finite" : "");
 }
 
-/** The bin that holds a place: the last one that begins at or before it. */
-function nearest(xs, x) {
+/** The bin that holds a place: the last one that begins at or before it; -1 before the first and behind the last. */
+function holding(xs, x) {
+  const last = xs.at(-1);
+  if (x > last && x - last >= last - (xs.at(-2) ?? last)) return -1;
   let low = 0,
     high = xs.length;
   while (low < high) {

@@ -2,6 +2,7 @@ import { checkbox, crumbs, el, field, section, select, table, wide } from "./dom
 import { get, query } from "./data.js";
 import { Chart } from "./chart.js";
 import { Loader } from "./curves.js";
+import { piece } from "./lines.js";
 import { num } from "./words.js";
 
 const EVERY = 5; // seconds between two looks while the page is seen
@@ -42,7 +43,7 @@ export function show(main, given) {
       "ul",
       { class: "plain" },
       runs.map((run, i) =>
-        el("li", { class: `key line-${i % 6} dash-${i % 5}` }, el("a", { href: `/run?${query({ run })}` }, run)),
+        el("li", { class: "key" }, piece(i), el("a", { href: `/run?${query({ run })}` }, run)),
       ),
     ),
     section(
@@ -96,9 +97,9 @@ export function show(main, given) {
   async function load(metric, failed) {
     const most = Math.min(1500, Math.max(200, Math.round(grid.clientWidth || 600)));
     const found = await Promise.all(
-      runs.map(async (run) => {
+      runs.map(async (run, number) => {
         try {
-          return { label: run, ...(await loader.load(run, metric, { axis, smoothing, range, most })), ghosts: [] };
+          return { label: run, number, ...(await loader.load(run, metric, { axis, smoothing, range, most })), ghosts: [] };
         } catch (error) {
           failed.add(`${run}: ${error.message}`);
           return null;

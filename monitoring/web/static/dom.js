@@ -80,6 +80,20 @@ export function select(options, chosen, change) {
   return node;
 }
 
+/** Other options of a select; where they are the same it is left alone, as whoever is choosing from it. */
+export function offer(node, options, chosen) {
+  if (JSON.stringify([...node.options].map((each) => [each.value, each.text])) !== JSON.stringify(options))
+    node.replaceChildren(...options.map(([value, text]) => el("option", { value }, text)));
+  node.value = chosen;
+}
+
+/** Replace what is in a node, and leave the focus on the same part of it: "data-part" says which that is. */
+export function keepingFocus(node, replace) {
+  const part = node.contains(document.activeElement) ? document.activeElement.dataset.part : null;
+  replace();
+  if (part) node.querySelector(`[data-part="${CSS.escape(part)}"]`)?.focus({ preventScroll: true });
+}
+
 export function section(id, title, ...children) {
   return el("section", { id, "aria-labelledby": `${id}-title` }, el("h2", { id: `${id}-title` }, title), children);
 }

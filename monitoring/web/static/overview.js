@@ -1,4 +1,5 @@
-import { badge, crumbs, el, field, select, svg } from "./dom.js";
+import { badge, crumbs, el, field, keepingFocus, select, svg } from "./dom.js";
+import { Choice } from "./choice.js";
 import { follow, query } from "./data.js";
 import { count, duration, figure, num, percent, plural, whole } from "./words.js";
 
@@ -23,7 +24,7 @@ export function show(main) {
   crumbs();
   document.title = "Runs";
   const runs = new Map(); // key -> {run, row, text}
-  const chosen = new Set();
+  const chosen = new Choice();
   let sort = { id: null, down: true };
   let order = []; // as the server lists them, newest first
   let wanted = "",
@@ -54,7 +55,6 @@ export function show(main) {
       arrange();
     },
   );
-  const compare = el("a", { class: "button", "aria-disabled": "true" }, "Compare");
   const said = el("p", { class: "quiet", role: "status" });
   const body = el("tbody");
   const buttons = new Map();
@@ -89,7 +89,7 @@ export function show(main) {
       field("Filter", search),
       field("Show", states),
       el("span", { class: "phone" }, field("Sort by", sorting)),
-      compare,
+      chosen.node,
     ),
     said,
     el(
@@ -156,28 +156,13 @@ export function show(main) {
     if (said.textContent !== text) said.textContent = text;
   }
 
-  function choose(key, on) {
-    if (on) chosen.add(key);
-    else chosen.delete(key);
-    compare.textContent = chosen.size ? `Compare ${chosen.size}` : "Compare";
-    if (chosen.size > 1) {
-      compare.setAttribute("href", `/compare?${query({ run: [...chosen] })}`);
-      compare.removeAttribute("aria-disabled");
-    } else {
-      compare.removeAttribute("href");
-      compare.setAttribute("aria-disabled", "true");
-    }
-  }
-
   function take(run) {
     const before = runs.get(run.key);
     const row = before?.row ?? el("tr");
     const text = [run.key, run.state, run.cluster, run.note, ...run.tags.map((tag) => `#${tag}`)]
       .join(" ")
       .toLowerCase();
-    const held = row.contains(document.activeElement) ? document.activeElement.dataset.part : null;
-    row.replaceChildren(...cells(run, chosen.has(run.key), choose));
-    if (held) row.querySelector(`[data-part=${held}]`)?.focus();
+    keepingFocus(row, () => row.replaceChildren(...cells(run, chosen)));
     runs.set(run.key, { run, row, text });
   }
 
@@ -220,18 +205,11 @@ export function show(main) {
   }
 }
 
-function cells(run, chosen, choose) {
-  const box = el("input", {
-    type: "checkbox",
-    "data-part": "box",
-    "aria-label": `compare ${run.key}`,
-    onchange: () => choose(run.key, box.checked),
-  });
-  box.checked = chosen;
+function cells(run, chosen) {
   const [name, id] = [run.key.slice(0, run.key.lastIndexOf("/")), run.key.slice(run.key.lastIndexOf("/") + 1)];
   const loss = num(run.loss);
   return [
-    el("td", { class: "pick" }, box),
+    el("td", { class: "pick" }, chosen.box(run.key, run.key, "box")),
     el(
       "th",
       { scope: "row", "data-label": "Run" },
