@@ -129,9 +129,8 @@ class Parsed(Exception):
 
 def test_the_cases_show_what_each_detector_says(told: list[tuple[Evidence, Finding]]) -> None:
     seen = {found.kind for _, found in told}
-    known = {
-        row.split("`")[1::2][0] for row in Path("docs/findings.md").read_text().splitlines() if row.startswith("| `")
-    }
+    rows = (Path(__file__).parents[2] / "docs" / "findings.md").read_text().splitlines()
+    known = {kind for row in rows if row.startswith("| `") for kind in row.split("|")[1].split("`")[1::2]}
     assert seen >= known - {"quota_nearly_full", "unjudged"}
 
 
@@ -185,6 +184,12 @@ def test_checkpoints_from_before_it_went_wrong_are_preferred() -> None:
     collapsed = loads([1.0] + [0.001] * 15)
     (found,) = experts.routing_collapse(replace(evidence({}, config=CONFIG), loads=collapsed, checkpoints=(900, 1000)))
     assert "--step 900 model.moe.balance_loss=0.02" in found.do
+
+
+def test_a_gentler_rate_does_not_end_above_itself() -> None:
+    given = evidence({"loss": np.array([2.0, math.nan])}, config={"optim": {"lr": 3e-4, "min_lr": 2e-4}})
+    (found,) = curve.not_finite(given)
+    assert found.do.endswith("hpc retry RUN optim.lr=0.00015 optim.min_lr=0.0001")
 
 
 def test_a_node_is_left_out_beside_those_that_are() -> None:
