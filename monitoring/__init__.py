@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def load(run: Path | str) -> Frames:
-    """A run's records as pandas DataFrames: ``.history``, ``.lost``, ``.attempts``, ``.ranks``, ``.experts``,
-    ``.evaluations``."""
+    """A run's records as pandas DataFrames: ``.history``, ``.lost``, ``.attempts``, ``.ranks``, ``.devices``,
+    ``.experts``, ``.evaluations``."""
     # Imported here, for the recorder on each rank needs none of it.
     from monitoring import frames
 
@@ -21,8 +21,8 @@ def load(run: Path | str) -> Frames:
 
 
 def sql(run: Path | str | Frames, query: str) -> pd.DataFrame:
-    """The answer to an SQL query over a run's ``history``, ``lost``, ``attempts``, ``ranks``, ``experts``
-    and ``evaluations``.
+    """The answer to an SQL query over a run's ``history``, ``lost``, ``attempts``, ``ranks``, ``devices``,
+    ``experts`` and ``evaluations``.
 
     Raises:
         FileNotFoundError: if there is no such folder.

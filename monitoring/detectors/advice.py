@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from monitoring import fields
 from monitoring.evidence import Evidence
+from monitoring.snapshot import GONE
 
 NEAR = 0.25  # of a step, by which a checkpoint next to it may be off
 IMPORTED = "imported"  # what stands for the job of a run that another program made
@@ -59,9 +60,12 @@ def best(evidence: Evidence, step: int) -> str:
 
 
 def gentler(evidence: Evidence) -> str:
-    """Half the learning rate."""
-    rate = fields.number(fields.part(evidence.config, "optim").get("lr"))
-    return f"optim.lr={rate / 2:.3g}" if rate else "optim.lr=..."
+    """Half the learning rate, and half of that at which it ends where it would be above."""
+    known = fields.part(evidence.config, "optim")
+    rate, lowest = fields.number(known.get("lr")), fields.number(known.get("min_lr"))
+    if not rate:
+        return "optim.lr=..."
+    return f"optim.lr={rate / 2:.3g}" + (f" optim.min_lr={lowest / 2:.3g}" if lowest and lowest > rate / 2 else "")
 
 
 def balanced(evidence: Evidence) -> str:
@@ -73,4 +77,4 @@ def balanced(evidence: Evidence) -> str:
 
 def _goes_on(evidence: Evidence) -> bool:
     """Whether the run has to be ended first."""
-    return not evidence.snapshot.done
+    return not evidence.snapshot.done and evidence.snapshot.state != GONE

@@ -59,7 +59,7 @@ def not_finite(evidence: Evidence) -> Iterator[Finding]:
                 Severity.warning,
                 f"{name} is {values[last]} at step {steps[last]:,}",
                 f"{len(bad)} of the last {len(values)} evaluations gave no number",
-                since=evidence.when(float(steps[bad[0]])),
+                since=evidence.when(int(steps[bad[0]])),
                 about=name,
                 do=advice.measured_again(evidence, int(steps[last])),
             )

@@ -13,7 +13,7 @@ from monitoring.findings import Finding, Severity
 IDLE = 0.1  # utilisation of a GPU, 0 to 1
 IDLE_SECONDS = 600.0
 HOT = 88.0  # degrees Celsius: A100 and H100 slow down at about 90
-MOSTLY = 0.5  # share of the time
+MOSTLY = 0.5  # share of that time
 FRESH = 300.0  # seconds since the newest record
 RECORDS = 6  # of a device at least: one is of about a minute
 # Errors by which the driver says that the hardware is at fault, as NVIDIA's list of Xids has them.

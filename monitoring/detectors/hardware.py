@@ -14,7 +14,7 @@ GROWTH = 0.10  # of its memory that a rank has gained
 BLOCKS = 8  # pieces of a curve that all have to grow
 PART = 1000  # steps at least, of a part of a curve
 WARM = 100  # first steps, in which caches fill
-HOST_SECONDS = 3600.0  # for which a node's memory has to grow
+HOST_SECONDS = 2400.0  # for which a node's memory has to grow
 HOST_GIB = 1.0  # by which it has to
 
 

@@ -23,7 +23,7 @@ from monitoring.findings import Finding
 from monitoring.goodput import Bucket, Span, totals
 from monitoring.history import Series
 from monitoring.outlook import Outlook
-from monitoring.snapshot import Attempt, JobState
+from monitoring.snapshot import GONE, Attempt, JobState
 from tests.monitoring.test_detectors import BEGAN, device, evidence, healthy, loads, pulses
 
 CONFIG = {
@@ -80,16 +80,16 @@ def cases() -> Iterator[Evidence]:
         yield replace(given, snapshot=replace(given.snapshot, outlook=Outlook(spans, totals(spans))))
     tried = tuple(Attempt(n, began=BEGAN - 60 * n, ended=BEGAN, cause="node_failure") for n in range(5))
     yield replace(given, snapshot=replace(given.snapshot, attempts=tried, problems=("1 damaged line skipped",)))
-    for reason in ("launch failed requeued held", "JobHeldAdmin", "BadConstraints", "DependencyNeverSatisfied"):
-        yield replace(given, snapshot=replace(given.snapshot, job=JobState("7", "PENDING", reason)))
     left = JobState("7", "NODE_FAIL", ended=given.now - 600)
     yield replace(given, snapshot=replace(given.snapshot, job=left, attempts=(), updated=None))
+    for reason in ("launch failed requeued held", "JobHeldAdmin", "BadConstraints", "DependencyNeverSatisfied"):
+        yield replace(given, snapshot=replace(given.snapshot, job=JobState("7", "PENDING", reason)))
 
 
 def everything() -> Iterator[tuple[Evidence, Finding]]:
     for given in cases():
         for checkpoints in ((), (100, 2900)):
-            for state in ("running", "failed", "gone"):
+            for state in ("running", "failed", GONE):
                 for job in ("jobs.train.Train", "jobs.command.Command"):
                     snapshot = replace(given.snapshot, state=state)
                     config = {**CONFIG, "job": {"_target_": job}}
@@ -130,9 +130,8 @@ class Parsed(Exception):
 
 def test_the_cases_show_what_each_detector_says(told: list[tuple[Evidence, Finding]]) -> None:
     seen = {found.kind for _, found in told}
-    known = {
-        row.split("`")[1::2][0] for row in Path("docs/findings.md").read_text().splitlines() if row.startswith("| `")
-    }
+    rows = (Path(__file__).parents[2] / "docs" / "findings.md").read_text().splitlines()
+    known = {kind for row in rows if row.startswith("| `") for kind in row.split("|")[1].split("`")[1::2]}
     assert seen >= known - {"quota_nearly_full", "unjudged"}
 
 
@@ -164,8 +163,8 @@ def test_what_is_said_to_type_is_understood(
 def test_a_run_that_goes_on_is_ended_before_it_is_resumed(told: list[tuple[Evidence, Finding]]) -> None:
     for given, found in told:
         verbs = [words[0] for words in commands(found.do)]
-        if "resume" in verbs or "retry" in verbs:
-            assert ("cancel" in verbs) == (not given.snapshot.done), found.do
+        if found.kind != "held" and ("resume" in verbs or "retry" in verbs):
+            assert ("cancel" in verbs) == (given.snapshot.state == "running"), found.do
 
 
 def test_a_fork_is_from_a_checkpoint_that_is_there_and_was_before(told: list[tuple[Evidence, Finding]]) -> None:
@@ -186,6 +185,12 @@ def test_checkpoints_from_before_it_went_wrong_are_preferred() -> None:
     collapsed = loads([1.0] + [0.001] * 15)
     (found,) = experts.routing_collapse(replace(evidence({}, config=CONFIG), loads=collapsed, checkpoints=(900, 1000)))
     assert "--step 900 model.moe.balance_loss=0.02" in found.do
+
+
+def test_a_gentler_rate_does_not_end_above_itself() -> None:
+    given = evidence({"loss": np.array([2.0, math.nan])}, config={"optim": {"lr": 3e-4, "min_lr": 2e-4}})
+    (found,) = curve.not_finite(given)
+    assert found.do.endswith("hpc retry RUN optim.lr=0.00015 optim.min_lr=0.0001")
 
 
 def test_a_node_is_left_out_beside_those_that_are() -> None:
