@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from monitoring import compacted, fields, layout
+from monitoring import compacted, fields, layout, problems
 from monitoring.columns import Columns, Metric
-from monitoring.recorder import PROTOCOL
 from monitoring.tail import RecordTail
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ class Attempt:
         self.events: list[dict[str, Any]] = []
         self.dropped = 0  # records that the writer could not write
         self.dropped_experts = 0  # likewise of the loads of experts, as far as they are read
-        self.dropped_ranks: dict[int, int] = {}  # likewise of the other ranks, by whoever reads their files
+        self.troubles: dict[int, problems.Trouble] = {}  # of the other ranks, by whoever reads their files
         self.unread = 0  # records that this reader could not make sense of
         self.tail = RecordTail(layout.rank_records(self.folder, 0))
         self._compacted = records_only  # whether that was looked for
@@ -324,21 +323,7 @@ class History:
 
     def problems(self) -> list[str]:
         """What could not be read or was not written, for people."""
-        found = []
-        for attempt in self.attempts:
-            where = f"attempt {attempt.number}"
-            for tail in (attempt.tail, attempt.experts_tail):
-                if tail.newer:
-                    found.append(f"{where}: {tail.path.name} has protocol {tail.newer}, this reads up to {PROTOCOL}")
-                if tail.error:
-                    found.append(f"{where}: {tail.path.name}: {tail.error}")
-            if bad := attempt.tail.bad + attempt.experts_tail.bad + attempt.unread:
-                found.append(f"{where}: {bad} damaged line{'s' * (bad > 1)} skipped")
-            others = [(count, f" of rank {rank}") for rank, count in sorted(attempt.dropped_ranks.items())]
-            for count, of in ((attempt.dropped, ""), (attempt.dropped_experts, " of experts"), *others):
-                if count:
-                    found.append(f"{where}: {count} record{'s' * (count > 1)}{of} could not be written")
-        return found
+        return [f"attempt {each.number}: {what}" for each in self.attempts for what in problems.of(each)]
 
     def frame(self) -> pd.DataFrame:
         """The curve: step, tokens, attempt, t (unix seconds) and a column for each metric.
