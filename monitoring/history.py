@@ -355,6 +355,8 @@ class History:
             title = {"steps": "step", "times": "t"}.get(name, name)
             columns[title] = np.concatenate(pieces).astype(kind) if pieces else np.empty(0, kind)
         for name in self.names():
+            if name in columns:  # a metric called attempt
+                continue
             pieces = [s.metrics.get(name, _MISSING).dense(begin, end) for s, begin, end in parts]
             values = np.concatenate([value for value, _ in pieces]) if pieces else np.empty(0)
             missing = np.concatenate([mask for _, mask in pieces]) if pieces else np.empty(0, bool)

@@ -189,6 +189,18 @@ def test_nan_infinity_and_missing_are_three_things(tmp_path: Path) -> None:
     assert history.latest() == {"loss": math.inf, "validation_loss": 1.5}
 
 
+def test_a_metric_called_like_a_column_does_not_take_its_place(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1, [("step", 1.0, {"step": 1, "tokens": 8, "attempt": 7.0, "rank": 5.0, "loss": 1.0})])
+    summary = {"step": 1, "step_s": 0.5, "attempt": 7.0, "rank": 5.0}
+    header = encode(0, 0.0, "header", {"protocol": PROTOCOL, "attempt": 1, "rank": 3, "start": 0.0})
+    layout.rank_records(folder, 3).write_bytes(b"".join(header + encode(1, 1.0, "rank", summary)))
+    frames = load(tmp_path)
+    assert frames.history.to_dict("records") == [
+        {"step": 1, "tokens": 8, "attempt": 1, "t": 1.0, "rank": 5.0, "loss": 1.0}
+    ]
+    assert frames.ranks.to_dict("records") == [{"attempt": 1, "rank": 3, "step": 1, "t": 1.0, "step_s": 0.5}]
+
+
 def test_what_a_later_writer_adds_to_the_loads_of_experts_is_no_damage(tmp_path: Path) -> None:
     folder = write(tmp_path, 0, steps(1))
     fields = {"step": 1, "layers": {2: [3, 4]}, "entropy": {2: 0.6}, "dropped": {2: 1}}
