@@ -377,7 +377,7 @@ def attempt_row(attempt: Attempt) -> dict[str, Any]:
         "ended": info.get("ended"),
         "cause": info.get("cause"),
         "evidence": info.get("evidence") or "",
-        "resumed_from": attempt.stretches[0].start,
+        "resumed_from": fields.whole(attempt.stretches[0].start),  # before the lowest integer there is none
         "first_step": min(steps, default=None),
         "last_step": max(steps, default=None),
         "lost_steps": sum(stretch.lost for stretch in attempt.stretches),

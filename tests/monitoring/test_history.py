@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitoring import layout
-from monitoring.frames import load
+from monitoring.frames import load, sql
 from monitoring.history import History
+from monitoring.reader import Reader
 from monitoring.recorder import PROTOCOL, encode
 from tests.monitoring.generate import BATCH, Shape, Try, generate, loss
 
@@ -279,6 +280,17 @@ def test_all_ranks_and_all_loads_are_there_for_those_who_ask(tmp_path: Path) -> 
     history = History(run)
     history.refresh()
     assert history.experts()[4] == (290, loads["tokens"].tolist())
+
+
+def test_the_lowest_and_the_highest_integer_are_steps_like_others(tmp_path: Path) -> None:
+    ends = [-(1 << 63), (1 << 63) - 1]
+    run = generate(tmp_path / "run", Shape(tries=(Try(0, 1), Try(1, 2)), layers=()))
+    for attempt in range(2):
+        write(run, attempt, [("step", 1.0, {"step": n, "tokens": 1, "step_s": 1.0}) for n in ends])
+    frames = load(run)
+    assert Reader(run).read(now=10.0).step == ends[1]
+    assert frames.history["step"].tolist() == ends and frames.history["attempt"].tolist() == [1, 1]
+    assert len(sql(frames, "select * from attempts")) == 2
 
 
 def test_no_attempt_and_no_record_are_an_empty_history(tmp_path: Path) -> None:
