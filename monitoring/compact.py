@@ -26,6 +26,7 @@ import numpy as np
 from monitoring import compacted, layout
 from monitoring.columns import Columns, Metric
 from monitoring.compacted import META, VERSION
+from monitoring.disk import sync_folder
 from monitoring.experts import METRICS, Loads, take
 from monitoring.experts import from_table as loads_from
 from monitoring.history import Attempt, read_json, stretches_from
@@ -258,19 +259,11 @@ def _write(
         if back != list(digests):
             raise Unequal(f"{path} does not read back as its records say")
         temporary.rename(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     return True
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sweep(folder: Path) -> None:
