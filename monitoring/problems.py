@@ -10,6 +10,7 @@ from monitoring.recorder import PROTOCOL
 if TYPE_CHECKING:
     from monitoring.history import Attempt
 
+NEWER = f"this reads up to {PROTOCOL}"  # ends what is said of records of a newer version
 _NAMED = 3  # ranks in one line; of more it is said how many there are
 
 
@@ -51,7 +52,7 @@ def _of_ranks(troubles: Mapping[int, Trouble]) -> Iterator[str]:
 
 
 def _newer(protocol: int, *, many: bool = False) -> str:
-    return f"{'have' if many else 'has'} protocol {protocol}, this reads up to {PROTOCOL}"
+    return f"{'have' if many else 'has'} protocol {protocol}, {NEWER}"
 
 
 def _skipped(count: int, of: str = "") -> Iterator[str]:
