@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 import re
 import secrets
 import shutil
@@ -14,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpc import runs
+from hpc import provenance, runs
 from hpc.errors import Refused
 from hpc.runs import IMPORTED, NAME, Run, mark_finished, sync_folder, write_json, write_text
 
@@ -98,7 +96,7 @@ def _fill(tmp: Run, folder: Path, request: Request, written: Written, tally: Tal
         "command": ["hpc", *sys.argv[1:]],
         "cluster": request.cluster,
         "submitted": written.began,
-        "user": _person(),
+        "user": provenance.user(),
         IMPORTED: {
             **about,
             "at": time.time(),
@@ -136,13 +134,6 @@ def _sizes(sources: Sequence[Path]) -> dict[str, int]:
             if path.is_file() and len(files) < SOURCES:
                 files[str(path.resolve())] = path.stat().st_size
     return files
-
-
-def _person() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # an id without a name
-        return str(os.getuid())
 
 
 def name_for(source: Path) -> str:

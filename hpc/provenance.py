@@ -57,7 +57,7 @@ def manifest(typed: list[str], cluster: str, *, emulated: bool) -> dict[str, Any
         "cluster": cluster,
         "emulated": emulated,
         "submitted": time.time(),
-        "user": _user(),
+        "user": user(),
         "host": socket.gethostname(),
         "working_folder": str(Path.cwd()),
         "python": {"version": platform.python_version(), "executable": sys.executable},
@@ -66,10 +66,11 @@ def manifest(typed: list[str], cluster: str, *, emulated: bool) -> dict[str, Any
     }
 
 
-def _user() -> str:
+def user() -> str:
+    """Who asks, by name or, in a container that knows none for this user, by number."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container may know no name for this user
+    except (KeyError, OSError):
         return str(os.getuid())
 
 

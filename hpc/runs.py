@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc.errors import Failed, Refused
 from monitoring import layout
+from monitoring.disk import sync_folder
 from monitoring.text import clean, printable
 
 if TYPE_CHECKING:
@@ -75,15 +76,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @dataclass(frozen=True)

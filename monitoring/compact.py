@@ -26,6 +26,7 @@ import numpy as np
 from monitoring import compacted, layout
 from monitoring.columns import Columns, Metric
 from monitoring.compacted import META, VERSION
+from monitoring.disk import sync_folder
 from monitoring.experts import METRICS, Loads, take
 from monitoring.experts import from_table as loads_from
 from monitoring.history import Attempt, read_json, stretches_from
@@ -43,6 +44,10 @@ _STALE = 3600.0  # seconds after which a temporary file has no writer any more
 
 class Unequal(Exception):
     """What was read back is not what the records say."""
+
+
+class Incomplete(Exception):
+    """Some records could not be read, and are not in a file; those of the others are."""
 
 
 def ended(run: Path) -> list[int]:
@@ -67,8 +72,9 @@ def compact(run: Path, number: int, *, again: bool = False) -> list[str]:
         ImportError: where pyarrow is not installed.
         OSError: if the records cannot be read, or the files not be written.
         Unequal: if what was written does not read back as the records say. Nothing is left of it.
+        Incomplete: if records of some ranks cannot be read. All else was compacted.
     """
-    folder, written, unequal = layout.attempt_folder(run, number), [], None
+    folder, written, failed = layout.attempt_folder(run, number), [], None
     _sweep(folder)
     for name, make in (
         (layout.RANKS_COMPACTED, _summaries),
@@ -79,10 +85,10 @@ def compact(run: Path, number: int, *, again: bool = False) -> list[str]:
         try:
             if (again or compacted.opened(folder, name) is None) and make(run, number):
                 written.append(name)
-        except Unequal as error:  # so it would be the next time: no reason to be without the other files
-            unequal = error
-    if unequal is not None:
-        raise unequal
+        except (Unequal, Incomplete) as error:  # so it would be the next time: no reason to be without the other files
+            failed = failed or error
+    if failed is not None:
+        raise failed
     return written
 
 
@@ -123,17 +129,20 @@ def _devices(run: Path, number: int) -> bool:
 def _ranks(folder: Path, kind: type[RankFile]) -> bool:
     names: list[str] = []
     while True:
-        meta: dict[str, Any] = {"sources": [], "dropped": {}}
+        meta: dict[str, Any] = {"sources": [], "dropped": {}, "bad": {}, "left_out": []}
         digests: list[str] = []
         tables = _rank_tables(folder, kind, names, meta, digests)
         with contextlib.suppress(_Wider):
-            return _write(
+            written = _write(
                 folder / kind.parquet,
                 tables,
                 meta,
                 digests,
                 lambda file: (rank_from(file.read_row_group(n), kind.make())[1] for n in range(file.num_row_groups)),
             )
+            if left_out := meta["left_out"]:
+                raise Incomplete(f"{kind.parquet} is without {'; '.join(left_out)}")
+            return written
 
 
 class _Wider(Exception):
@@ -152,11 +161,13 @@ def _rank_tables(
     for rank in layout.recorded_ranks(folder):
         file = kind(layout.rank_records(folder, rank))
         file.refresh()
-        if file.tail.newer or file.tail.error:
-            raise OSError(f"{file.tail.path}: {file.tail.error or 'it is of a newer protocol'}")
+        if file.tail.newer or file.tail.error:  # readers take this one's records themselves
+            meta["left_out"].append(f"{file.tail.path.name}, {file.tail.error or 'of a newer protocol'}")
+            continue
         meta["sources"].append(compacted.source(file.tail.path, file.tail.offset))
-        if file.dropped:
-            meta["dropped"][str(rank)] = file.dropped
+        for name, count in (("dropped", file.dropped), ("bad", file.bad)):
+            if count:
+                meta[name][str(rank)] = count
         new = [name for name in file.columns.metrics if name not in names]
         names.extend(new)
         if new and not first:
@@ -258,19 +269,11 @@ def _write(
         if back != list(digests):
             raise Unequal(f"{path} does not read back as its records say")
         temporary.rename(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     return True
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sweep(folder: Path) -> None:
@@ -304,6 +307,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             for name in compact(given.run, number, again=given.again):
                 print(f"attempt {number}: {name}")
+        except Incomplete as error:
+            print(f"attempt {number}: {error}", file=sys.stderr)
+            status = 1
         except (OSError, ValueError, Unequal, ImportError) as error:
             print(f"attempt {number}: not compacted: {error}", file=sys.stderr)
             status = 1

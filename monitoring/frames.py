@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NONE = Metric()
+_OWN = ("attempt", "rank")  # columns that the frames add to the fields of records
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _metrics(parts: Sequence[Columns]) -> dict[str, Any]:
     import pandas as pd
 
     found = {}
-    for name in dict.fromkeys(name for part in parts for name in part.metrics):
+    for name in dict.fromkeys(name for part in parts for name in part.metrics if name not in _OWN):
         pieces = [part.metrics.get(name, _NONE).dense(0, part.size) for part in parts]
         values, missing = (np.concatenate(each) for each in zip(*pieces, strict=True))
         found[name] = pd.arrays.FloatingArray(values, missing)

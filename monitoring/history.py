@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from monitoring import compacted, fields, layout
+from monitoring import compacted, fields, layout, problems
 from monitoring.columns import Columns, Metric
-from monitoring.recorder import PROTOCOL
 from monitoring.tail import RecordTail
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 _EXPERTS_TAIL = 1 << 20  # bytes in which the latest load of every layer is looked for
 _MISSING = Metric()
-NEWER = f"this reads up to {PROTOCOL}"  # ends what ``problems`` says of records of a newer version
 _OLD_EVERY = 20  # refreshes between two looks at attempts that others have followed
 
 
@@ -75,7 +73,7 @@ class Attempt:
         self.events: list[dict[str, Any]] = []
         self.dropped = 0  # records that the writer could not write
         self.dropped_experts = 0  # likewise of the loads of experts, as far as they are read
-        self.dropped_ranks: dict[int, int] = {}  # likewise of the other ranks, by whoever reads their files
+        self.troubles: dict[int, problems.Trouble] = {}  # of the other ranks, by whoever reads their files
         self.unread = 0  # records that this reader could not make sense of
         self.tail = RecordTail(layout.rank_records(self.folder, 0))
         self._compacted = records_only  # whether that was looked for
@@ -325,21 +323,7 @@ class History:
 
     def problems(self) -> list[str]:
         """What could not be read or was not written, for people."""
-        found = []
-        for attempt in self.attempts:
-            where = f"attempt {attempt.number}"
-            for tail in (attempt.tail, attempt.experts_tail):
-                if tail.newer:
-                    found.append(f"{where}: {tail.path.name} has protocol {tail.newer}, {NEWER}")
-                if tail.error:
-                    found.append(f"{where}: {tail.path.name}: {tail.error}")
-            if bad := attempt.tail.bad + attempt.experts_tail.bad + attempt.unread:
-                found.append(f"{where}: {bad} damaged line{'s' * (bad > 1)} skipped")
-            others = [(count, f" of rank {rank}") for rank, count in sorted(attempt.dropped_ranks.items())]
-            for count, of in ((attempt.dropped, ""), (attempt.dropped_experts, " of experts"), *others):
-                if count:
-                    found.append(f"{where}: {count} record{'s' * (count > 1)}{of} could not be written")
-        return found
+        return [f"attempt {each.number}: {what}" for each in self.attempts for what in problems.of(each)]
 
     def frame(self) -> pd.DataFrame:
         """The curve: step, tokens, attempt, t (unix seconds) and a column for each metric.
@@ -371,6 +355,8 @@ class History:
             title = {"steps": "step", "times": "t"}.get(name, name)
             columns[title] = np.concatenate(pieces).astype(kind) if pieces else np.empty(0, kind)
         for name in self.names():
+            if name in columns:  # a metric called attempt
+                continue
             pieces = [s.metrics.get(name, _MISSING).dense(begin, end) for s, begin, end in parts]
             values = np.concatenate([value for value, _ in pieces]) if pieces else np.empty(0)
             missing = np.concatenate([mask for _, mask in pieces]) if pieces else np.empty(0, bool)
@@ -391,7 +377,7 @@ def attempt_row(attempt: Attempt) -> dict[str, Any]:
         "ended": info.get("ended"),
         "cause": info.get("cause"),
         "evidence": info.get("evidence") or "",
-        "resumed_from": attempt.stretches[0].start,
+        "resumed_from": fields.whole(attempt.stretches[0].start),  # before the lowest integer there is none
         "first_step": min(steps, default=None),
         "last_step": max(steps, default=None),
         "lost_steps": sum(stretch.lost for stretch in attempt.stretches),

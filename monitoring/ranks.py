@@ -21,6 +21,7 @@ from monitoring import compacted, layout
 from monitoring.columns import Columns, Samples
 from monitoring.findings import Finding
 from monitoring.history import Attempt, History, undone, unwritten
+from monitoring.problems import Trouble
 from monitoring.tail import RecordTail
 
 if TYPE_CHECKING:
@@ -84,17 +85,27 @@ class RankFile:
         self.tail = RecordTail(path, kinds=(self.kind, "dropped"))
         self.columns = self.make(only=only)
         self.dropped = 0  # records that the rank could not write
+        self._unread = 0
+
+    @property
+    def bad(self) -> int:
+        """Lines that could not be read as records."""
+        return self.tail.bad + self._unread
+
+    @property
+    def trouble(self) -> Trouble:
+        return Trouble(self.tail.newer, self.tail.error, self.bad, self.dropped)
 
     def refresh(self) -> bool:
         """Take what is new; whether there was anything."""
         changed = False
         for found in self.tail.read():
             if found.again:
-                self.columns, self.dropped = self.make(only=self.columns.only), 0
+                self.columns, self.dropped, self._unread = self.make(only=self.columns.only), 0, 0
             records = [record for record in found.items if record["kind"] == self.kind]
             if len(records) < len(found.items):
                 self.dropped += sum(unwritten(record) for record in found.items if record["kind"] == "dropped")
-            self.columns.extend(records)
+            self._unread += self.columns.extend(records)
             changed |= found.again or bool(records)
         return changed
 
@@ -132,7 +143,7 @@ def _compacted(attempt: Path, kind: type[RankFile], only: Collection[str] | None
         if path.name in sizes:  # also of a rank without a row: nothing of the kind is in so much of its file
             files[rank] = file = kind(path, only)
             file.columns = columns.get(rank, file.columns)
-            file.dropped = found.meta.get("dropped", {}).get(str(rank), 0)
+            file.dropped, file.tail.bad = (found.meta.get(each, {}).get(str(rank), 0) for each in ("dropped", "bad"))
             file.tail.resume(sizes[path.name])
     return files
 
@@ -172,7 +183,7 @@ class _Attempt:
         changed = [rank.refresh() for rank in self.ranks.values()]
         if any(changed):
             self._made = None
-        records.dropped_ranks.update({rank: file.dropped for rank, file in self.ranks.items()})
+        records.troubles = {rank: file.trouble for rank, file in self.ranks.items()}
         self.over = over
 
     def part(self, records: Attempt, cut: int | None) -> _Part:

@@ -65,6 +65,7 @@ from pathlib import Path
 from typing import Any
 
 from monitoring import layout
+from monitoring.disk import sync_folder
 
 try:
     from orjson import dumps
@@ -217,7 +218,7 @@ class _File:
         try:
             os.fsync(self.handle)
             if not self.named:
-                _sync_folder(self.path.parent)
+                sync_folder(self.path.parent)
                 self.named = True
         except Exception as error:  # as in ``write``
             self.error = _words(error)
@@ -295,14 +296,6 @@ class _File:
 def _words(error: Exception) -> str:
     said = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
     return said or str(error)
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Recorder:

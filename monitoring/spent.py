@@ -96,7 +96,8 @@ def _work(attempt: Attempt) -> Work:
 def seconds_of_steps(stretch: Stretch) -> np.ndarray:
     """Seconds of the steps up to each record, NaN where nobody said them: some programs record every fifth only."""
     start = stretch.start
-    return stretch.column("step_s") * np.diff(np.array(stretch.steps), prepend=0 if start is None else start)
+    steps = np.array(stretch.steps, float)  # before the lowest integer there is none
+    return stretch.column("step_s") * np.diff(steps, prepend=0.0 if start is None else float(start))
 
 
 def _follows(event: dict[str, Any], last: float) -> bool:

@@ -30,6 +30,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer.disk import sync_folder
+
 CHECKPOINTS = "checkpoints"  # the folder in a run's
 COMPLETE = "COMPLETE"
 CORRUPT = "CORRUPT"
@@ -253,15 +255,6 @@ def damage(path: Path, recorded: list[int | str]) -> str | None:
 
 def _checksum(marker: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(marker, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def sync_folder(path: Path) -> None:
-    """Put a folder's entries on the disk itself: a file's own fsync leaves its name out."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def candidates(path: Path) -> tuple[Path, list[int]]:

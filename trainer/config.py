@@ -360,11 +360,6 @@ class TrainerConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-def steps_of(train: TrainConfig) -> int:
-    """Optimizer steps until ``train.tokens`` are consumed: tokens / batch_tokens, rounded up."""
-    return -(-train.tokens // train.batch_tokens)
-
-
 def accumulation(train: TrainConfig, data: DataConfig, parallel: ParallelConfig, world_size: int) -> int:
     """Micro-batches that each rank sums into one optimizer step.
 

@@ -17,6 +17,7 @@ import torch
 from trainer import checkpoint_folder as disk
 from trainer.agreement import Agreement, in_one_line
 from trainer.checkpoint_errors import CheckpointError
+from trainer.disk import sync_folder
 from trainer.record import Record
 from trainer.staging import Staged, file_of
 
@@ -83,14 +84,14 @@ class Writer:
             if saving.unstaged is not None:
                 raise saving.unstaged
             recorded = disk.write(temporary / file_of(self.agree.rank), memoryview(image.memory))
-            disk.sync_folder(temporary)
+            sync_folder(temporary)
             return recorded, saving.rng
 
         def commit(parts: list[tuple[list[int | str], dict[str, Any]]]) -> None:
             files = {file_of(rank): recorded for rank, (recorded, _) in enumerate(parts)}
             files[METADATA] = disk.write_small(temporary / METADATA, metadata)
             files[RNG] = disk.write_small(temporary / RNG, _bytes_of([state for _, state in parts]))
-            disk.sync_folder(temporary)
+            sync_folder(temporary)
             disk.commit(self.folder, temporary, saving.step, saving.content | {"files": files})
             self._purge()
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from hpc import rounds, search, study
+from hpc.cli.sweep import teller
 from hpc.combinations import spelled
 from hpc.errors import Refused
 from hpc.sweep import Sweep
@@ -18,11 +18,7 @@ def go_on(found: Sweep, *, quiet: bool, wait: bool, again: tuple[str, ...] = ())
         wait: also for that job.
         again: further states of trials whose runs are submitted again.
     """
-
-    def say(text: str) -> None:
-        if not quiet:
-            print(f"{found.name}/{found.id}: {text}", file=sys.stderr, flush=True)
-
+    say = teller(found, quiet=quiet)
     if search.Space.of(found).as_job:
         if again:
             rounds.Loop(found, say).take_up((*rounds.LOST, *again))

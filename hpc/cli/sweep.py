@@ -77,11 +77,17 @@ def wait(found: Sweep, *, quiet: bool) -> int:
     """Block until no run of the sweep goes on. Returns 0 if all finished."""
     from hpc.standing import wait
 
+    return 0 if all(each.state == "finished" for each in wait(found, teller(found, quiet=quiet))) else 1
+
+
+def teller(found: Sweep, *, quiet: bool) -> Callable[[str], None]:
+    """Says what happens to a sweep while somebody waits, or nothing."""
+
     def say(text: str) -> None:
         if not quiet:
             print(f"{found.name}/{found.id}: {text}", file=sys.stderr, flush=True)
 
-    return 0 if all(each.state == "finished" for each in wait(found, say)) else 1
+    return say
 
 
 def _status(found: Sweep, args: argparse.Namespace) -> int:

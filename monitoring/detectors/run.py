@@ -8,7 +8,7 @@ from monitoring.detectors import advice
 from monitoring.evidence import Evidence
 from monitoring.findings import Finding, Severity
 from monitoring.goodput import Bucket
-from monitoring.history import NEWER
+from monitoring.problems import NEWER
 from monitoring.words import duration
 
 LOW = 0.75  # share of the time on nodes that is training

@@ -1,18 +1,24 @@
 """TensorBoard's event files: the scalars of one folder's files are one run, in the order of their names.
 
 A tag that goes back to an earlier step, or a ``SessionLog`` START, begins a new attempt. Tags may lag behind others:
-steps are held back until a thousand later ones have come.
+steps are held back until a thousand later ones have come. Files that follow each other and have no tag in common are of
+writers side by side, of the training and its evaluations, say: they are read together, by step.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 
 from monitoring.importing import Begin, End, Item, Step, Tally, Unreadable, files_of, name_of
-from monitoring.tfevents import EventFile
+from monitoring.tfevents import Event, EventFile
 
+_FIRST = 1000  # events of a file that show its tags
+_SIDE_BY_SIDE = 64  # files that are read together, at most
 WINDOW = 1000  # steps that wait for what other tags say of them
 _OTHER_UNITS = (" vs samples", " vs tokens", " vs gflops")  # Megatron's tags whose steps are none
 
@@ -27,11 +33,38 @@ def read(paths: list[Path], tally: Tally, to: str) -> Iterator[Item]:
         several = ", ".join(map(str, folders[:5])) + (" ..." if len(folders) > 5 else "")
         raise Unreadable(f"{len(folders)} runs of TensorBoard's: {several}. Import each by itself")
     events = Events(tally)
-    for file in files:
-        yield from events.of(EventFile(file))
+    for writers in _side_by_side(files):
+        yield from events.of(writers)
     yield from events.close()
     if not events.begun:
         raise Unreadable(f"no scalar in {', '.join(file.name for file in files[:5])}")
+
+
+@dataclass(frozen=True)
+class _Writer:
+    file: EventFile
+    names: frozenset[str]  # of its metrics, as far as its first events show them
+
+    def events(self) -> Iterator[tuple[int, _Writer, Event]]:
+        return ((event.step, self, event) for event in self.file)
+
+
+def _side_by_side(files: Sequence[Path]) -> Iterator[list[_Writer]]:
+    found: list[_Writer] = []
+    for path in files:
+        first = islice(EventFile(path), _FIRST)
+        writer = _Writer(EventFile(path), frozenset(name for event in first for name in _values(event)))
+        if found and (len(found) == _SIDE_BY_SIDE or any(writer.names & other.names for other in found)):
+            yield found
+            found = []
+        found.append(writer)
+    yield found
+
+
+def _values(event: Event) -> dict[str, float]:
+    if event.step < 0:
+        return {}
+    return {name_of(tag): value for tag, value in event.scalars.items() if not tag.lower().endswith(_OTHER_UNITS)}
 
 
 class Events:
@@ -51,21 +84,21 @@ class Events:
         self.t = getattr(self, "t", 0.0)
         self.tokens: int | None = None
 
-    def of(self, file: EventFile) -> Iterator[Item]:
-        for event in file:
-            if event.starts and self.open and event.step <= max(self.newest.values(), default=-1):
+    def of(self, writers: Sequence[_Writer]) -> Iterator[Item]:
+        for step, writer, event in heapq.merge(*(writer.events() for writer in writers), key=itemgetter(0)):
+            if event.starts and self.open and step <= max(map(self._newest_of, writer.names), default=-1):
                 yield from self.close()
-            values = {
-                name_of(tag): value
-                for tag, value in event.scalars.items()
-                if not tag.lower().endswith(_OTHER_UNITS) and event.step >= 0
-            }
-            if any(event.step < self.newest.get(name, -1) for name in values):
+            values = _values(event)
+            if any(step < self._newest_of(name) for name in values):
                 yield from self.close()
             for name, value in values.items():
-                yield from self._take(event.t, event.step, name, value, file.path)
-        for _ in range(file.bad):
-            self.tally.bad(file.path.name)
+                yield from self._take(event.t, step, name, value, writer.file.path)
+        for writer in writers:
+            for _ in range(writer.file.bad):
+                self.tally.bad(writer.file.path.name)
+
+    def _newest_of(self, name: str) -> int:
+        return self.newest.get(name, -1)
 
     def _take(self, t: float, step: int, name: str, value: float, path: Path) -> Iterator[Item]:
         if not self.open:

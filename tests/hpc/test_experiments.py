@@ -14,7 +14,7 @@ from hpc.cli import main
 from hpc.compose import CONF, compose
 from hpc.request import resolve
 from tests.hpc.test_script import same_as_golden
-from trainer.config import accumulation, steps_of
+from trainer.config import TrainConfig, accumulation
 
 PUBLISHED = {  # cluster, ranks, tokens of a step, passes of a step, steps
     "lola_v1": ("noctua2", 96, 1_572_864, 1, 635_783),
@@ -49,6 +49,10 @@ SIZES = {
 def test_there_is_an_experiment_and_a_tiny_one_for_each_published_run() -> None:
     names = {file.stem for file in (CONF / "experiment").glob("*.yaml")}
     assert names == {*PUBLISHED, *(f"{name}_tiny" for name in PUBLISHED), "tiny_moe"}
+
+
+def steps_of(train: TrainConfig) -> int:
+    return -(-train.tokens // train.batch_tokens)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

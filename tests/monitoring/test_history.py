@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitoring import layout
-from monitoring.frames import load
+from monitoring.frames import load, sql
 from monitoring.history import History
+from monitoring.reader import Reader
 from monitoring.recorder import PROTOCOL, encode
 from tests.monitoring.generate import BATCH, Shape, Try, generate, loss
 
@@ -189,6 +190,18 @@ def test_nan_infinity_and_missing_are_three_things(tmp_path: Path) -> None:
     assert history.latest() == {"loss": math.inf, "validation_loss": 1.5}
 
 
+def test_a_metric_called_like_a_column_does_not_take_its_place(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1, [("step", 1.0, {"step": 1, "tokens": 8, "attempt": 7.0, "rank": 5.0, "loss": 1.0})])
+    summary = {"step": 1, "step_s": 0.5, "attempt": 7.0, "rank": 5.0}
+    header = encode(0, 0.0, "header", {"protocol": PROTOCOL, "attempt": 1, "rank": 3, "start": 0.0})
+    layout.rank_records(folder, 3).write_bytes(b"".join(header + encode(1, 1.0, "rank", summary)))
+    frames = load(tmp_path)
+    assert frames.history.to_dict("records") == [
+        {"step": 1, "tokens": 8, "attempt": 1, "t": 1.0, "rank": 5.0, "loss": 1.0}
+    ]
+    assert frames.ranks.to_dict("records") == [{"attempt": 1, "rank": 3, "step": 1, "t": 1.0, "step_s": 0.5}]
+
+
 def test_what_a_later_writer_adds_to_the_loads_of_experts_is_no_damage(tmp_path: Path) -> None:
     folder = write(tmp_path, 0, steps(1))
     fields = {"step": 1, "layers": {2: [3, 4]}, "entropy": {2: 0.6}, "dropped": {2: 1}}
@@ -267,6 +280,17 @@ def test_all_ranks_and_all_loads_are_there_for_those_who_ask(tmp_path: Path) -> 
     history = History(run)
     history.refresh()
     assert history.experts()[4] == (290, loads["tokens"].tolist())
+
+
+def test_the_lowest_and_the_highest_integer_are_steps_like_others(tmp_path: Path) -> None:
+    ends = [-(1 << 63), (1 << 63) - 1]
+    run = generate(tmp_path / "run", Shape(tries=(Try(0, 1), Try(1, 2)), layers=()))
+    for attempt in range(2):
+        write(run, attempt, [("step", 1.0, {"step": n, "tokens": 1, "step_s": 1.0}) for n in ends])
+    frames = load(run)
+    assert Reader(run).read(now=10.0).step == ends[1]
+    assert frames.history["step"].tolist() == ends and frames.history["attempt"].tolist() == [1, 1]
+    assert len(sql(frames, "select * from attempts")) == 2
 
 
 def test_no_attempt_and_no_record_are_an_empty_history(tmp_path: Path) -> None:

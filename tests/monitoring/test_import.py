@@ -443,6 +443,22 @@ def test_tags_of_a_step_are_joined_and_files_are_attempts(tmp_path: Path) -> Non
     assert found.written.attempts == 2 and found.tally.clock == "recorded"
 
 
+def test_evaluations_of_a_writer_of_their_own_are_joined_with_the_steps(tmp_path: Path) -> None:
+    board = tmp_path / "board"
+    for attempt, (first, last) in enumerate([(1, 2500), (2001, 4000)]):
+        begin = [tfevents.forget(T0, first)] if attempt else []
+        train = [event(n, "train/loss", 3.0 + attempt) for n in range(first, last + 1)]
+        evaluated = [event(n, "eval/loss", 2.0 + attempt) for n in range(first + 499, last + 1, 500)]
+        for writer, payloads in enumerate((train, evaluated)):
+            event_file(board / f"events.out.tfevents.{attempt}{writer}", *begin, *payloads)
+    found, tally = items("tensorboard", board)
+    ascending(found)
+    steps = [each for each in found if isinstance(each, Step)]
+    told = [(each.step, each.metrics["validation_loss"]) for each in steps if "validation_loss" in each.metrics]
+    assert told == [*((n, 2.0) for n in range(500, 2501, 500)), *((n, 3.0) for n in range(2500, 4001, 500))]
+    assert sum(isinstance(each, Begin) for each in found) == 2 and tally.damaged == 0 and len(steps) == 4500
+
+
 def test_a_session_start_ends_what_was_beyond_it(tmp_path: Path) -> None:
     payloads = [*(event(n, "loss", n) for n in range(1, 11)), tfevents.forget(T0, 6), event(6, "loss", 60.0)]
     found, _ = items("tensorboard", event_file(tmp_path / "events.out.tfevents.1", *payloads))

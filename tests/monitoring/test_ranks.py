@@ -141,3 +141,38 @@ def test_records_that_a_rank_could_not_write_are_told_of_by_who_reads_its_file(t
     assert history.problems() == []
     Ranks(run, history).read()
     assert history.problems() == ["attempt 0: 7000 records of rank 2 could not be written"]
+
+
+def test_files_of_ranks_that_cannot_be_read_are_told_of_and_keep_nothing_else_from_being_compacted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = generate(tmp_path / "run", Shape(tries=(Try(0, 50, "time_limit"), Try(50, 60)), world_size=9))
+    paths = [layout.rank_records(layout.attempt_folder(run, 0), rank) for rank in range(9)]
+    paths[1].write_bytes(encode(0, START, "header", {"protocol": PROTOCOL + 1, "start": START})[0])
+    paths[2].write_bytes(paths[1].read_bytes())
+    paths[3].unlink()
+    paths[3].symlink_to(paths[3].name)
+    for path in paths[4:]:
+        path.write_bytes(path.read_bytes() + b'garbage\n{"seq":999,"t":1.0,"kind":"rank","step":"three"}\n')
+    history = History(run)
+    history.refresh()
+    assert history.problems() == []
+    before = Ranks(run, history).read()
+    told = [
+        "attempt 0: records of ranks 1, 2 have protocol 2, this reads up to 1",
+        "attempt 0: records of rank 3: Too many levels of symbolic links",
+        "attempt 0: 10 damaged lines of ranks 4, 5, 6 and 2 more skipped",
+    ]
+    assert history.problems() == told
+    assert compact.main([str(run)]) == 1
+    said = capsys.readouterr().err
+    assert "attempt 0: ranks.parquet is without rank-1.jsonl, of a newer protocol; rank-2.jsonl" in said
+    assert "rank-3.jsonl, Too many levels of symbolic links" in said
+    assert {path.name for path in paths[0].parent.glob("*.parquet")} == {
+        *(layout.RANKS_COMPACTED, layout.EXPERTS_COMPACTED, layout.STEPS_COMPACTED)
+    }
+    again = History(run)
+    again.refresh()
+    after = Ranks(run, again).read()
+    assert np.array_equal(before.seconds, after.seconds, equal_nan=True) and np.isfinite(after.seconds[4:]).any()
+    assert again.problems() == told

@@ -8,7 +8,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.data.files import DataError, lock, sync_folder
+from trainer.data.files import DataError, lock
+from trainer.disk import sync_folder
 
 
 class FetchError(DataError):
