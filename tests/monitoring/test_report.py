@@ -19,6 +19,7 @@ from monitoring import layout
 from monitoring.goodput import Bucket
 from monitoring.recorder import encode
 from monitoring.report import plot
+from monitoring.report.dots import Dot, dots, exact
 from monitoring.report.run import BUCKETS, report
 from monitoring.report.sweep import Member
 from monitoring.report.sweep import report as sweep_report
@@ -149,7 +150,20 @@ def test_a_sweep_shows_the_best_first_and_parameters_against_the_metric(tmp_path
     assert not found.open and "<b>" not in text
     rows = re.findall(r"<td>(run-\d)</td>", text)
     assert rows == ["run-1", "run-0", "run-2"]
-    assert "loss over lr" in found.text
+    assert "loss over lr" in found.text and text.count("<circle") == 2
+    judged = Checked(sweep_report("s/1", members, "grad_norm")).text
+    assert "The best by grad_norm" in judged and "grad_norm over steps" in judged
+    assert "loss over steps" in Checked(sweep_report("s/1", members, "score")).text  # which is no curve
+
+
+def test_ticks_of_a_parameter_are_the_values_that_were_tried() -> None:
+    tried = {1e-4: "0.0001", 3e-4: "0.0003", 1e-3: "0.001", 3e-3: "0.003"}
+    drawn = dots([Dot(x, y, "<run>") for y, x in enumerate(tried)], "loss", "<lr>")
+    assert set(re.findall(r'y="221" text-anchor="middle">([^<]*)<', drawn)) == set(tried.values())
+    places = [float(at) for at in re.findall(r'cx="([\d.]+)"', drawn)]
+    assert places[2] - places[0] == pytest.approx(places[3] - places[1], abs=0.2)  # by their powers
+    assert "<run>" not in drawn and "<lr>" not in drawn
+    assert [exact(value) for value in (1048576.0, 20000.0, 0.5, 1.5e-5)] == ["1048576", "20k", "0.5", "1.5e-05"]
 
 
 def test_the_command_writes_a_file_and_tells_of_mistakes(
