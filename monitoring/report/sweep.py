@@ -41,7 +41,7 @@ def report(title: str, members: Sequence[Member], metric: str, *, largest: bool 
         metric: by which the best is found.
         largest: the largest is the best.
     """
-    ordered = sorted(members, key=lambda member: _place(member.value, largest))
+    ordered = best(members, largest=largest)
     parameters = list(dict.fromkeys(key for member in members for key in member.settings))
     states = [member.state for member in members]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
@@ -54,6 +54,11 @@ def report(title: str, members: Sequence[Member], metric: str, *, largest: bool 
         section("Runs", _table(ordered, parameters, metric)),
     ]
     return page(clean(title), body)
+
+
+def best(members: Sequence[Member], *, largest: bool) -> list[Member]:
+    """The best first; those without a value last."""
+    return sorted(members, key=lambda member: _place(member.value, largest))
 
 
 def _place(value: float | None, largest: bool) -> tuple[bool, float]:
@@ -85,7 +90,7 @@ def _curves(members: Sequence[Member], metric: str) -> Iterator[str]:
     read = [Curves(_read(member.folder)) for member in members]
     drawn = metric if any(metric in curves.names() for curves in read) else "loss"
     lines = [
-        Line(_named(member), curves.view(drawn, most=POINTS), colour)
+        Line(named(member), curves.view(drawn, most=POINTS), colour)
         for member, curves, colour in zip(members, read, COLOURS, strict=False)
     ]
     log = any(drawn in names for _, names, log in PLOTS if log)
@@ -98,7 +103,8 @@ def _read(run: Path) -> History:
     return history
 
 
-def _named(member: Member) -> str:
+def named(member: Member) -> str:
+    """What is said of a run beside the others of its sweep."""
     return clean(" ".join(f"{key}={value}" for key, value in member.settings.items()) or member.name)
 
 

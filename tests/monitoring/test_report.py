@@ -20,6 +20,7 @@ from monitoring.goodput import Bucket
 from monitoring.recorder import encode
 from monitoring.report import plot
 from monitoring.report.dots import Dot, dots, exact
+from monitoring.report.figures import HEIGHT, draw
 from monitoring.report.run import BUCKETS, report
 from monitoring.report.sweep import Member
 from monitoring.report.sweep import report as sweep_report
@@ -156,6 +157,22 @@ def test_a_sweep_shows_the_best_first_and_parameters_against_the_metric(tmp_path
     assert "loss over steps" in Checked(sweep_report("s/1", members, "score")).text  # which is no curve
 
 
+def test_a_plot_has_its_names_beside_it_and_marks_what_is_not_finite(tmp_path: Path) -> None:
+    runs = []
+    for number in range(12):
+        folder = generate(tmp_path / str(number), Shape((Try(0, 20),), steps=20, layers=(), world_size=1))
+        runs.append((f"optim.lr={number} " * 12, folder))
+    records = layout.rank_records(layout.attempt_folder(runs[0][1], 0), 0)
+    records.write_text(re.sub(r'"loss":[\d.]+', '"loss":"NaN"', records.read_text(), count=3))
+    draw(runs, "loss", tmp_path / "x.svg")
+    text = (tmp_path / "x.svg").read_text()
+    assert text.count("optim.lr=11") == 12 and "NaN or infinite" in text
+    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
+    assert size is not None and float(size[2]) > 72 * (HEIGHT + 12 * 0.3)  # higher, by the names
+    dashes = re.findall(r"stroke-dasharray: ([\d., ]+)", text)
+    assert len(dashes) >= 2  # of the eleventh and the twelfth, whose colours are those of the first two
+
+
 def test_ticks_of_a_parameter_are_the_values_that_were_tried() -> None:
     tried = {1e-4: "0.0001", 3e-4: "0.0003", 1e-3: "0.001", 3e-3: "0.003"}
     drawn = dots([Dot(x, y, "<run>") for y, x in enumerate(tried)], "loss", "<lr>")
@@ -181,7 +198,11 @@ def test_the_command_writes_a_file_and_tells_of_mistakes(
     for words, said in ((["-o", "x.docx"], "-o x.html"), (["-o", "x.svg", "--metric", "nope"], "Recorded are: loss")):
         assert main(["report", "demo", *words]) == 2
         assert said in capsys.readouterr().err
-    assert main(["report", "demo", "-o", "no/such/folder/x.html"]) == 1
+    assert main(["report", "demo", "-o", "no/such/folder/x.html"]) == 2
+    assert "there is no folder no/such/folder" in capsys.readouterr().err
+    (tmp_path / "f.html").mkdir()
+    assert main(["report", "demo", "-o", "f.html"]) == 2
+    (tmp_path / "f.html").rmdir()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"{run.name}.html",
         "loss.pdf",
