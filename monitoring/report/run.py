@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from monitoring import energy, fields, goodput, layout
+from monitoring.attempts import settled
 from monitoring.curves import Curves
 from monitoring.experts import Experts
 from monitoring.goodput import Bucket
@@ -172,7 +173,7 @@ def _attempts(snapshot: Snapshot) -> str:
             ", ".join(each.nodes[:8]) + (" ..." if len(each.nodes) > 8 else ""),
             clean(each.evidence)[:300],
         )
-        for each in snapshot.attempts
+        for each in settled(snapshot)
     ]
     head = ("attempt", "job", "began", "lasted", "ended by", "steps", "lost", "nodes", "evidence")
     return table(head, rows, numbers=(0, 3, 6))
