@@ -128,7 +128,10 @@ def _jobs(folders: Sequence[Path], known: Mapping[Path, JobState]) -> Mapping[Pa
 def _configuration(folder: Path) -> Mapping[str, Any]:
     from hpc.compare import flat, read_config
 
-    return flat(read_config(Run(folder)))
+    try:
+        return flat(read_config(Run(folder)))
+    except Refused as error:
+        raise ValueError(str(error)) from error
 
 
 def _silence(folder: Path, key: str, silent: bool) -> None:

@@ -264,13 +264,18 @@ class Hub:
             self._lasts[folder] = _mark(row), found
         return found
 
-    def differences(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """In which settings the configurations of runs differ: a value for each run, None where it has none.
+    def differences(self, names: Sequence[str]) -> dict[str, Any]:
+        """In which settings the configurations of runs differ: a value for each of ``runs``, None where it has none.
 
-        Raises:
-            Unknown: if one of them is in no list.
+        Runs that are in no list, and those whose configuration cannot be read, are in ``unknown``.
         """
-        found = [self.source.configuration(self.folder(name)) for name in names]
-        paths = dict.fromkeys(path for each in found for path in each)
-        table = [{"path": path, "values": [each.get(path) for each in found]} for path in paths]
-        return [row for row in table if any(value != row["values"][0] for value in row["values"])]
+        found, unknown = dict[str, Mapping[str, Any]](), list[str]()
+        for name in names:
+            try:
+                found[name] = self.source.configuration(self.folder(name))
+            except (Unknown, OSError, ValueError):
+                unknown.append(name)
+        paths = dict.fromkeys(path for each in found.values() for path in each)
+        table = [{"path": path, "values": [each.get(path) for each in found.values()]} for path in paths]
+        differing = [row for row in table if any(value != row["values"][0] for value in row["values"])]
+        return {"runs": list(found), "unknown": unknown, "differences": differing}

@@ -216,7 +216,7 @@ class Pages:
         names = request.query_params.getlist("run")
         if not 0 < len(names) <= COMPARED:
             raise Mistake(f"run: 1 to {COMPARED} of them")
-        return _json({"runs": names, "differences": await in_thread(self.hub.differences, names)})
+        return _json(await in_thread(self.hub.differences, names))
 
     async def openmetrics(self, request: Request) -> Response:
         """Where the runs stand that have not ended, for Prometheus."""

@@ -259,6 +259,14 @@ def test_runs_are_filtered_sorted_and_chosen_for_comparison(viewer: Viewer, base
     page.wait_for_url(f"{base}/compare?run=*")
     page.wait_for_selector(READY["compare"])
     assert page.locator("#settings table tbody tr").count() >= 1
+    page.goto(f"/compare?run={RUN}&run={SWEEP}.0&run=no/such&run={SWEEP}.1&group=name")
+    page.locator("#curves .legend li", has_text="name sweep").first.wait_for()
+    assert page.get_by_label("Colours by").input_value() == "name"
+    keys = page.locator("main > ul line").evaluate_all("found => found.map((each) => each.getAttribute('class'))")
+    assert keys == ["line-1", "line-0", "line-0"]  # both of the sweep alike, and the legend tells of them once
+    assert page.locator(".chart .legend").first.locator("line").count() == 2
+    assert "it cannot be read: no/such" in page.locator(".notice").inner_text()
+    assert viewer.complaints == []
 
 
 def test_a_sweep_is_looked_through_by_keyboard(viewer: Viewer) -> None:

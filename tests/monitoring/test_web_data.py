@@ -363,6 +363,9 @@ def test_configurations_are_compared(viewer: TestClient) -> None:
     found = viewer.get("/api/differences", params={"run": [RUN, SWEEP + ".0"]}).json()
     assert [row["path"] for row in found["differences"]] == ["name", "id"]
     assert viewer.get("/api/differences", params={"run": [RUN] * 13}).status_code == 400
+    found = viewer.get("/api/differences", params={"run": [RUN, "no/such", SWEEP + ".0"]}).json()
+    assert found["runs"] == [RUN, SWEEP + ".0"] and found["unknown"] == ["no/such"]
+    assert [len(row["values"]) for row in found["differences"]] == [2, 2]
 
 
 def test_a_finding_is_silenced_and_told_again(viewer: TestClient, root: Path) -> None:

@@ -21,7 +21,9 @@ export class Chart {
   constructor(name, zoom) {
     this.name = name;
     this.zoom = zoom;
-    this.curves = []; // {label, number, x, low, high, bad, ghosts: [{attempt, x, y}]}; its number says how it looks
+    // {label, number, key, x, low, high, bad, ghosts: [{attempt, x, y}]}: the number says how a curve looks, and the key
+    // what all of that number have in common.
+    this.curves = [];
     this.options = { axis: "step", log: false };
     this.plot = null;
     this.canvas = el("div", { class: "canvas", tabindex: 0, role: "img", onkeydown: (event) => this.key(event) });
@@ -259,10 +261,10 @@ export class Chart {
     const ghosts = this.curves.some((curve) => curve.ghosts?.some((ghost) => ghost.x.length));
     const bad = this.curves.some((curve) => curve.bad.length);
     const band = this.curves.some((curve) => curve.low.some((value, i) => value !== curve.high[i]));
-    const several = this.curves.length > 1 ? this.curves : [];
+    const keys = new Map(this.curves.map((curve) => [curve.key ?? curve.label, curve.number])); // several may share one
     put(
       this.legend,
-      several.map((curve) => el("li", {}, piece(curve.number), curve.label)),
+      this.curves.length > 1 && [...keys].map(([key, number]) => el("li", {}, piece(number), key)),
       band && el("li", { class: "band" }, "lowest to highest of the steps of a bin"),
       ghosts && el("li", { class: "ghost" }, "lost work, done again later"),
       bad && el("li", { class: "not-finite" }, "NaN or infinite"),
@@ -343,7 +345,7 @@ export class Chart {
 
 const shape = (curves) =>
   curves
-    .map((each) => `${each.number}:${each.label}:${each.ghosts?.length}:${each.low.every((value, i) => value === each.high[i])}`)
+    .map((each) => `${each.number}:${each.key}:${each.label}:${each.ghosts?.length}:${each.low.every((value, i) => value === each.high[i])}`)
     .join("|");
 
 function range(curve, bin) {
