@@ -10,7 +10,7 @@ import { Metrics } from "./metrics.js";
 import { bar } from "./overview.js";
 import { ranks } from "./ranks.js";
 import { attempts, goodput } from "./timeline.js";
-import { ago, clock, count, duration, figure, num, percent, plural, spaced, whole } from "./words.js";
+import { ago, clock, count, duration, figure, num, number, percent, plural, spaced, whole } from "./words.js";
 
 const SECTIONS = [
   ["curves", "Curves"],
@@ -278,7 +278,7 @@ function latest(node, found) {
           "Newest value of each metric",
           [
             { title: "Metric", cell: ([name]) => name },
-            { title: "Value", number: true, cell: ([, value]) => figure(value) },
+            { title: "Value", number: true, cell: ([, value]) => number(value) },
           ],
           rows,
         ),
@@ -303,7 +303,7 @@ function end(node, { sample, summary }) {
                   "div",
                   {},
                   el("dt", {}, spaced(name)),
-                  el("dd", {}, typeof value === "number" ? figure(value) : String(value)),
+                  el("dd", {}, typeof value === "number" ? number(value) : String(value)),
                 ),
               ),
             ),
