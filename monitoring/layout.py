@@ -27,6 +27,7 @@ SILENCED = "silenced.json"  # findings of which people want to hear no more, and
 
 ATTEMPTS = "attempts"
 ATTEMPT_INFO = "attempt.json"
+PROVENANCE = "provenance.json"  # with which code, packages and driver the attempt ran
 EXPERTS = "experts.jsonl"
 STEPS_COMPACTED, RANKS_COMPACTED, EXPERTS_COMPACTED = "steps.parquet", "ranks.parquet", "experts.parquet"
 # Who writes the records of a program that hpc did not write: itself; or meanwhile, whoever reads what it prints.

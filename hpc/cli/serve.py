@@ -127,9 +127,10 @@ def _jobs(folders: Sequence[Path], known: Mapping[Path, JobState]) -> Mapping[Pa
 
 def _configuration(folder: Path) -> Mapping[str, Any]:
     from hpc.compare import flat, read_config
+    from monitoring.request import shown
 
     try:
-        return flat(read_config(Run(folder)))
+        return {path: shown(path, value) for path, value in flat(read_config(Run(folder))).items()}
     except Refused as error:
         raise ValueError(str(error)) from error
 

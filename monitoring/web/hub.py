@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from monitoring import request
 from monitoring.snapshot import ENDED, Snapshot
 from monitoring.tail import last_value
 from monitoring.web import views
@@ -263,6 +264,16 @@ class Hub:
             found = {name: last_value(folder, name) for name in ("loss", "validation_loss")}
             self._lasts[folder] = _mark(row), found
         return found
+
+    def request(self, name: str) -> dict[str, Any]:
+        """What was typed, with which code and versions, and every setting by full path.
+
+        Raises:
+            Unknown: see ``folder``.
+            ValueError: if the configuration cannot be read, in words.
+        """
+        folder = self.folder(name)
+        return {"told": request.told(folder), "settings": self.source.configuration(folder)}
 
     def differences(self, names: Sequence[str]) -> dict[str, Any]:
         """In which settings the configurations of runs differ: a value for each of ``runs``, None where it has none.

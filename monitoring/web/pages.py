@@ -69,6 +69,7 @@ class Pages:
             Route("/api/log", _told(self.log)),
             Route("/api/sweep", _told(self.sweep)),
             Route("/api/differences", _told(self.differences)),
+            Route("/api/request", _told(self.request)),
             Route("/metrics", _told(self.openmetrics)),
             Route(SILENCE, _told(self.silence), methods=["POST"]),
         ]
@@ -211,6 +212,9 @@ class Pages:
 
     async def sweep(self, request: Request) -> Response:
         return _json(await in_thread(self.hub.sweep, request.query_params.get("sweep", "")))
+
+    async def request(self, request: Request) -> Response:
+        return _json(await in_thread(self.hub.request, request.query_params.get("run", "")))
 
     async def differences(self, request: Request) -> Response:
         names = request.query_params.getlist("run")

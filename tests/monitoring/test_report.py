@@ -61,8 +61,11 @@ class Checked(HTMLParser):
 def test_a_run_is_one_file_that_needs_nothing(tmp_path: Path) -> None:
     run = generate(tmp_path / "runs" / "tiny_moe" / "20251122-1f2e")
     (run / layout.MANIFEST).write_text(json.dumps({"submitted": START - 30, "command": ["hpc", "submit"]}))
+    with (run / layout.CONFIG).open("a") as config:
+        config.write("\nnotify:\n  webhook: https://host/secret\n")
     found = Checked(text := report(run, now=START + 400))
     assert not found.open and not found.tags & {"script", "link", "iframe", "object"}
+    assert "webhook: (set)" in found.text and "host/secret" not in text
     assert "http://" not in text and "https://" not in text
     for word in ("Loss", "Where the time went", "repeated", "node failure", "Layer 2", "done again", "hpc submit"):
         assert word in found.text, word

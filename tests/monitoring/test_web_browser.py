@@ -301,6 +301,15 @@ def test_metrics_axis_and_scale_are_kept_in_the_address(viewer: Viewer) -> None:
     assert viewer.complaints == []
 
 
+def test_a_setting_is_found_by_its_path(viewer: Viewer) -> None:
+    page = viewer.opens("done")
+    page.locator("#request summary", has_text="All 3 settings").click()
+    assert page.locator("#request tbody tr").count() == 3
+    page.locator("#request").get_by_label("Filter").fill("SAM")
+    assert page.locator("#request tbody tr").all_inner_texts() == ["same\t1"]
+    assert viewer.complaints == []
+
+
 def test_a_log_is_searched(viewer: Viewer) -> None:
     page = viewer.opens("run")
     page.get_by_role("searchbox", name="Find").fill("checkpoint at")

@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 
 from monitoring import layout
 from monitoring.recorder import Recorder
+from monitoring.request import shown
 from monitoring.web import logs
 from monitoring.web.encode import dumps, numbers
 from monitoring.web.hub import Hub
@@ -341,7 +342,7 @@ def test_a_run_of_damaged_files_is_shown_as_far_as_it_can_be(root: Path, name: s
 
     asyncio.run(listen())
     client = browser(Guard(application(runs), TOKEN))
-    for data in ("curve", "ranks", "experts", "devices", "metrics", "log", "differences"):
+    for data in ("curve", "ranks", "experts", "devices", "metrics", "log", "differences", "request"):
         answer = client.get(f"/api/{data}", params={"run": RUN}, headers={"authorization": f"Bearer {TOKEN}"})
         assert answer.status_code in (200, 400, 503), data
 
@@ -357,6 +358,26 @@ def test_one_row_that_cannot_be_read_takes_no_other_with_it(root: Path) -> None:
     said = Hub(replace(whole, rows=some)).overview()
     assert said[f"run:{RUN}"]["state"] == "unknown" and "Permission denied" in said[f"run:{RUN}"]["reason"]
     assert said[f"run:{DONE}"]["state"] == "finished"
+
+
+def test_what_was_asked_for_is_told_as_it_can_be_typed_again(viewer: TestClient, root: Path) -> None:
+    manifest = {
+        "command": ["hpc", "submit", "name=a b"],
+        "git": {"commit": "f589", "branch": "main", "changed": ["x.py"]},
+        "resumed": [{"typed": ["optim.lr=1"], "git": None}, 7],
+        "packages": {"torch": "2.13"},
+        "python": {"version": "3.11"},
+    }
+    (root / DONE / "manifest.json").write_text(json.dumps(manifest))
+    found = viewer.get("/api/request", params={"run": DONE}).json()
+    assert found["told"] == [
+        ["typed", "hpc submit 'name=a b'"],
+        ["then", f"hpc resume {DONE.split('/')[1]} optim.lr=1"],
+        ["code", "f589 of main, and 1 file differs from it"],
+        ["versions", "Python 3.11, torch 2.13"],
+    ]
+    assert found["settings"]["same"] == 1
+    assert (shown("a.webhook", "https://x/secret"), shown("a.webhook", None), shown("lr", 1)) == ("(set)", None, 1)
 
 
 def test_configurations_are_compared(viewer: TestClient) -> None:
