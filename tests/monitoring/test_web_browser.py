@@ -224,6 +224,15 @@ def test_a_curve_is_read_and_zoomed_by_keyboard(viewer: Viewer) -> None:
     changed = "([node, before]) => node.getAttribute('aria-label') !== before"
     page.wait_for_function(changed, arg=[canvas.element_handle(), before])
     page.keyboard.press("0")
+    with page.expect_download() as values:
+        chart.get_by_role("button", name="Save the values as CSV").click()
+    head, first = values.value.path().read_text().splitlines()[:2]
+    assert head == 'step,"loss"' and first.startswith("1,10.")
+    with page.expect_download() as picture:
+        chart.get_by_role("button", name="Save the picture as PNG").click()
+    assert picture.value.suggested_filename == f"{RUN.replace('/', '_')}-loss.png"
+    assert picture.value.path().read_bytes().startswith(b"\x89PNG")
+    assert viewer.complaints == []
     chart.locator("summary").focus()
     page.keyboard.press("Enter")
     chart.locator("table tbody tr").nth(10).wait_for()
