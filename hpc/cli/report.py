@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -27,6 +28,7 @@ def main(argv: list[str]) -> int:
     add("-o", "--output", type=Path, metavar="FILE", help="an .html file (ID.html); .svg, .pdf or .png: one plot")
     add("--metric", default="loss", help="what a plot shows, and by what runs of a sweep are judged (loss)")
     add("--max", action="store_true", help="of a sweep: the largest is the best")
+    add("--json", action="store_true", help="what was written, as JSON")
     args = parser.parse_args(argv)
     found = _find(args.run)
     output: Path = args.output or Path(f"{found.id}.html")
@@ -39,7 +41,11 @@ def main(argv: list[str]) -> int:
         write(output, text.encode("utf-8", "replace"))
     else:
         _plot(found, args)
-    print(output)
+    if args.json:
+        of = "run" if isinstance(found, Run) else "sweep"
+        print(json.dumps({of: found.id, "name": found.name, "file": str(output.resolve())}))
+    else:
+        print(output)
     return 0
 
 

@@ -279,13 +279,20 @@ class Hub:
         """In which settings the configurations of runs differ: a value for each of ``runs``, None where it has none.
 
         Runs that are in no list, and those whose configuration cannot be read, are in ``unknown``.
+
+        Raises:
+            Unknown: if none of them is in a list.
         """
-        found, unknown = dict[str, Mapping[str, Any]](), list[str]()
+        found, unknown, there = dict[str, Mapping[str, Any]](), list[str](), False
         for name in names:
             try:
-                found[name] = self.source.configuration(self.folder(name))
+                folder = self.folder(name)
+                there = True
+                found[name] = self.source.configuration(folder)
             except (Unknown, OSError, ValueError):
                 unknown.append(name)
+        if not there:
+            raise Unknown(unknown[0])
         paths = dict.fromkeys(path for each in found.values() for path in each)
         table = [{"path": path, "values": [each.get(path) for each in found.values()]} for path in paths]
         differing = [row for row in table if any(value != row["values"][0] for value in row["values"])]

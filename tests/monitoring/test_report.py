@@ -198,6 +198,9 @@ def test_the_command_writes_a_file_and_tells_of_mistakes(
         assert main(["report", "demo", "-o", name, "--metric", "grad_norm"]) == 0
         assert Path(name).stat().st_size > 1000
     capsys.readouterr()
+    assert main(["report", "demo", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"run": run.name, "name": "demo", "file": str(tmp_path / f"{run.name}.html")}
     for words, said in ((["-o", "x.docx"], "-o x.html"), (["-o", "x.svg", "--metric", "nope"], "Recorded are: loss")):
         assert main(["report", "demo", *words]) == 2
         assert said in capsys.readouterr().err

@@ -213,6 +213,9 @@ def test_a_curve_comes_in_bins_and_then_only_its_end(viewer: TestClient, root: P
     assert later["curve"]["place"] == place and len(later["curve"]["x"]) <= 2
     assert later["curve"]["bad"] == [place + len(later["curve"]["x"]) - 1]
     assert viewer.get("/api/curve", params=had | {"history": "other"}).json()["curve"]["place"] == 0
+    refused = viewer.get("/api/curve", params=had | {"smooth": 0.9})
+    assert refused.status_code == 400
+    assert refused.text.startswith("smooth: there is no such parameter. Allowed: run, metric, axis, low, high")
     zoomed = viewer.get("/api/curve", params=asked | {"low": 75, "high": 85}).json()["curve"]
     assert len(zoomed["x"]) >= 11 and zoomed["low"] == zoomed["high"]
 
