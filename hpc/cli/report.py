@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,26 +89,22 @@ def _run(run: Run) -> str:
 
 
 def _sweep(found: Sweep, args: argparse.Namespace) -> str:
+    from hpc.standing import standings
     from monitoring.report.sweep import report
 
+    members = _members(found, args.metric, [row.state for row in standings(found)])
     moment = time.strftime("%Y-%m-%d %H:%M:%S")
-    return report(f"{found.name}/{found.id}", _members(found, args), args.metric, largest=args.max, moment=moment)
+    return report(f"{found.name}/{found.id}", members, args.metric, largest=args.max, moment=moment)
 
 
-def _members(found: Sweep, args: argparse.Namespace) -> list[Member]:
+def _members(found: Sweep, metric: str, states: Sequence[str]) -> list[Member]:
     from hpc import metrics
-    from hpc.standing import standings
     from monitoring.report.sweep import Member
 
+    runs = [found.run(number) for number in range(len(states))]
     return [
-        Member(
-            Path(row.folder),
-            row.run,
-            row.state,
-            found.settings(row.number),
-            metrics.newest(Path(row.folder), args.metric),
-        )
-        for row in standings(found)
+        Member(run.folder, run.id, state, found.settings(number), metrics.newest(run.folder, metric))
+        for number, (run, state) in enumerate(zip(runs, states, strict=True))
     ]
 
 
@@ -118,7 +115,7 @@ def _plot(found: Run | Sweep, args: argparse.Namespace) -> None:
     if isinstance(found, Run):
         curves = [(found.id, found.folder)]
     else:
-        members = _members(found, args)
+        members = _members(found, args.metric, [""] * len(found.members))  # curves are there whatever Slurm says
         curves = [(named(each), each.folder) for each in best(members, largest=args.max)[:SHOWN]]
         if len(members) > SHOWN:
             which = f"the {SHOWN} with the {'highest' if args.max else 'lowest'} {args.metric}"

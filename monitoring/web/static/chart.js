@@ -368,7 +368,10 @@ export class Chart {
 
 const shape = (curves) =>
   curves
-    .map((each) => `${each.number}:${each.key}:${each.label}:${each.ghosts?.length}:${each.low.every((value, i) => value === each.high[i])}`)
+    .map(
+      (each) =>
+        `${each.number}:${each.key}:${each.label}:${each.ghosts?.length}:${each.low.every((value, i) => value === each.high[i])}`,
+    )
     .join("|");
 
 function range(curve, bin) {
