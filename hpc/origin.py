@@ -20,8 +20,9 @@ from typing import Any
 from hpc import __version__, ledger, provenance
 from hpc.config import Config, TrainJob
 from hpc.runs import Run, read_json, write_json
+from monitoring import layout
 
-FILE = "provenance.json"
+FILE = layout.PROVENANCE
 DRIVER = Path("/proc/driver/nvidia/version")
 
 

@@ -31,6 +31,7 @@ EVALUATIONS = "evaluations"
 CHECKPOINTS, COMPLETE = "checkpoints", "COMPLETE"
 ATTEMPTS = "attempts"
 ATTEMPT_INFO = "attempt.json"
+PROVENANCE = "provenance.json"  # with which code, packages and driver the attempt ran
 EXPERTS = "experts.jsonl"
 STEPS_COMPACTED, RANKS_COMPACTED, EXPERTS_COMPACTED = "steps.parquet", "ranks.parquet", "experts.parquet"
 DEVICES_COMPACTED = "devices.parquet"

@@ -128,8 +128,12 @@ def _rows(folders: Sequence[Path], jobs: Mapping[Path, JobState]) -> Sequence[An
 
 def _configuration(folder: Path) -> Mapping[str, Any]:
     from hpc.compare import flat, read_config
+    from monitoring.request import shown
 
-    return flat(read_config(Run(folder)))
+    try:
+        return {path: shown(path, value) for path, value in flat(read_config(Run(folder))).items()}
+    except Refused as error:
+        raise ValueError(str(error)) from error
 
 
 def _silence(folder: Path, key: str, silent: bool) -> None:

@@ -38,7 +38,7 @@ def curves(lines: Sequence[Line], title: str, x_label: str, *, log: bool = False
         return ""
     drawn = [_line(line, frame) for line in sorted(lines, key=lambda line: not line.ghost)]
     label = f"{title} over {x_label}"
-    return _svg(WIDTH, HEIGHT, label, [*_axes(frame, x_label), *drawn]) + _legend(lines)
+    return svg(WIDTH, HEIGHT, label, [*_axes(frame, x_label), *drawn]) + _legend(lines)
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,9 @@ def _line(line: Line, frame: _Frame) -> str:
         xs = [frame.x(float(x)) for x in curve.x[begin:end]]
         lows = [frame.y(float(y)) for y in curve.low[begin:end]]
         highs = [frame.y(float(y)) for y in curve.high[begin:end]]
+        if len(xs) == 1 and lows == highs:  # between others that are not finite, or the only one
+            parts.append(f'<circle cx="{xs[0]:.1f}" cy="{lows[0]:.1f}" r="2.5" fill="{line.colour}"/>')
+            continue
         band = [*zip(xs, highs, strict=True), *zip(xs[::-1], lows[::-1], strict=True)]
         parts.append(f'<path d="{_path(band)}Z" fill="{line.colour}" stroke="{line.colour}" stroke-width="1.2"/>')
     bad = np.flatnonzero(curve.nan)
@@ -107,9 +110,10 @@ def _axes(frame: _Frame, x_label: str) -> list[str]:
         parts.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}"/>')
         text = figure(10**value if frame.log else value)
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{text}</text>')
-    for value in ticks(frame.x0, frame.x1, 7):
+    for value in (each for each in ticks(frame.x0, frame.x1, 7) if each % 1 == 0):  # they are steps
         at = f'x="{frame.x(value):.1f}" y="{HEIGHT - BOTTOM + 15}"'
-        parts.append(f'<text class="tick" {at} text-anchor="middle">{figure(value)}</text>')
+        anchor = "middle" if frame.x(value) < WIDTH - 2 * RIGHT else "end"  # half of the last one would be cut off
+        parts.append(f'<text class="tick" {at} text-anchor="{anchor}">{figure(value)}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
     return parts
@@ -168,7 +172,7 @@ def spans(found: Sequence[tuple[float, float, str, str]], label: str, colours: d
         if wide >= 0.2:  # what is narrower is in the table
             place = f'x="{x:.2f}" y="0" width="{wide:.2f}" height="28"'
             parts.append(f'<rect {place} fill="{colours[kind]}"><title>{escape(words)}</title></rect>')
-    return _svg(WIDTH, 28, label, parts)
+    return svg(WIDTH, 28, label, parts)
 
 
 def heat_map(values: np.ndarray, label: str, low: float, high: float, pixels: int = 150_000) -> str:
@@ -226,6 +230,7 @@ def png(pixels: np.ndarray, palette: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + parts + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
 
 
-def _svg(width: int, height: int, label: str, parts: Iterable[str]) -> str:
+def svg(width: int, height: int, label: str, parts: Iterable[str]) -> str:
+    """A picture that is named for those who do not see it."""
     view = f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}"'
     return f'<svg class="plot" {view}>{"".join(parts)}</svg>'

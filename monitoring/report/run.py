@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from monitoring import energy, fields, goodput, layout
+from monitoring import energy, fields, goodput, layout, request
+from monitoring.attempts import settled
 from monitoring.curves import Curves
 from monitoring.evaluations import evaluations
 from monitoring.experts import Experts
 from monitoring.goodput import Bucket
-from monitoring.history import History, read_json
+from monitoring.history import History
 from monitoring.ranks import ALONE, Ranks, RankTimes
 from monitoring.reader import Reader
 from monitoring.report import plot
@@ -188,7 +189,7 @@ def _attempts(snapshot: Snapshot) -> str:
             ", ".join(each.nodes[:8]) + (" ..." if len(each.nodes) > 8 else ""),
             clean(each.evidence)[:300],
         )
-        for each in snapshot.attempts
+        for each in settled(snapshot)
     ]
     head = ("attempt", "job", "began", "lasted", "ended by", "steps", "lost", "nodes", "evidence")
     return table(head, rows, numbers=(0, 3, 6))
@@ -238,15 +239,20 @@ def _experts(experts: Experts) -> Iterator[str]:
 
 
 def _request(run: Path) -> Sequence[str]:
-    manifest = read_json(run / layout.MANIFEST) or {}
-    command, commit = manifest.get("command"), fields.part(manifest, "git")
-    typed = " ".join(map(str, command)) if isinstance(command, list) else str(command or "")
-    known = [("typed", clean(typed)), ("code", clean(str(commit.get("commit") or "")))]
+    known = [(label, clean(text)) for label, text in request.told(run)]
     try:
         text = (run / layout.CONFIG).read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
-    return facts(known), folded("the whole configuration", "\n".join(clean(line) for line in text.splitlines()))
+    lines = (clean(_public(line)) for line in text.splitlines())
+    return facts(known), folded("the whole configuration", "\n".join(lines))
+
+
+def _public(line: str) -> str:
+    """A line of the configuration as it may be handed on."""
+    name, colon, value = line.partition(": ")
+    kept = value.strip() in ("", "null") or request.shown(name.strip(), value) == value
+    return line if kept else f"{name}{colon}{request.shown(name.strip(), value)}"
 
 
 def _moment(at: float) -> str:

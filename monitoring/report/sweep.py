@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from monitoring.bins import Envelope
 from monitoring.curves import Curves
 from monitoring.history import History
 from monitoring.report import plot
+from monitoring.report.dots import Dot, dots
 from monitoring.report.page import facts, page, section, table
 from monitoring.report.plot import COLOURS, Line
+from monitoring.report.run import PLOTS
 from monitoring.text import clean
 from monitoring.words import figure
 
@@ -42,7 +41,7 @@ def report(title: str, members: Sequence[Member], metric: str, *, largest: bool 
         metric: by which the best is found.
         largest: the largest is the best.
     """
-    ordered = sorted(members, key=lambda member: _place(member.value, largest))
+    ordered = best(members, largest=largest)
     parameters = list(dict.fromkeys(key for member in members for key in member.settings))
     states = [member.state for member in members]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
@@ -50,11 +49,16 @@ def report(title: str, members: Sequence[Member], metric: str, *, largest: bool 
         f"<header><h1>{escape(clean(title))}</h1>"
         + facts([("runs", counted), ("judged by", metric), ("as of", moment)])
         + "</header>",
-        section(f"The best by {metric}", *_curves(ordered[:SHOWN])),
+        section(f"The best by {metric}", *_curves(ordered[:SHOWN], metric)),
         section("Parameters", *(_parameter(key, ordered, metric) for key in parameters)),
         section("Runs", _table(ordered, parameters, metric)),
     ]
     return page(clean(title), body)
+
+
+def best(members: Sequence[Member], *, largest: bool) -> list[Member]:
+    """The best first; those without a value last."""
+    return sorted(members, key=lambda member: _place(member.value, largest))
 
 
 def _place(value: float | None, largest: bool) -> tuple[bool, float]:
@@ -81,37 +85,40 @@ def _shown(member: Member) -> str:
     return "" if member.value is None else figure(member.value)
 
 
-def _curves(members: Sequence[Member]) -> list[str]:
-    lines = []
-    for member, colour in zip(members, COLOURS, strict=False):
-        history = History(member.folder)
-        history.refresh()
-        lines.append(Line(_named(member), Curves(history).view("loss", most=POINTS), colour))
-    return [plot.curves(lines, "loss", "step", log=True)]
+def _curves(members: Sequence[Member], metric: str) -> Iterator[str]:
+    """The metric of each run over its steps; the loss, where the metric is no curve but one number at the end."""
+    read = [Curves(_read(member.folder)) for member in members]
+    drawn = metric if any(metric in curves.names() for curves in read) else "loss"
+    lines = [
+        Line(named(member), curves.view(drawn, most=POINTS), colour)
+        for member, curves, colour in zip(members, read, COLOURS, strict=False)
+    ]
+    log = any(drawn in names for _, names, log in PLOTS if log)
+    yield section(f"{drawn} over steps", plot.curves(lines, drawn, "step", log=log), level=3)
 
 
-def _named(member: Member) -> str:
+def _read(run: Path) -> History:
+    history = History(run)
+    history.refresh()
+    return history
+
+
+def named(member: Member) -> str:
+    """What is said of a run beside the others of its sweep."""
     return clean(" ".join(f"{key}={value}" for key, value in member.settings.items()) or member.name)
 
 
 def _parameter(key: str, members: Sequence[Member], metric: str) -> str:
     """A parameter with numbers for values against the metric; nothing for another, or for one that never changes."""
     found = [
-        (float(value), member.value)
+        Dot(float(value), member.value, f"{clean(member.name)}: {value}, {figure(member.value)}")
         for member in members
         if isinstance(value := member.settings.get(key), int | float)
         and not isinstance(value, bool)
+        and math.isfinite(value)
         and member.value is not None
         and math.isfinite(member.value)
     ]
-    if len({x for x, _ in found}) < 2:
+    if len({dot.x for dot in found}) < 2:
         return ""
-    xs = sorted({x for x, _ in found})
-    groups = [[y for x, y in found if x == each] for each in xs]
-    curve = Envelope(
-        x=np.array(xs),
-        low=np.array([min(group) for group in groups]),
-        high=np.array([max(group) for group in groups]),
-        nan=np.zeros(len(xs), bool),
-    )
-    return section(f"{metric} over {key}", plot.curves([Line(metric, curve)], metric, key), level=3)
+    return section(f"{metric} over {key}", dots(found, metric, key), level=3)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from monitoring.attempts import settled
 from monitoring.findings import Finding
 from monitoring.goodput import Bucket
 from monitoring.outlook import Outlook
@@ -54,7 +55,7 @@ def plain(snapshot: Snapshot) -> str:
         shares = load.shares
         text = f"layer {load.layer}: max {shares.max():.2f}, min {shares.min():.2f} of the fair share"
         rows.append(("experts", f"{text} at step {load.step}"))
-    rows += [("attempt", _attempt(attempt)) for attempt in snapshot.attempts]
+    rows += [("attempt", _attempt(attempt)) for attempt in settled(snapshot)]
     rows += [(label, text) for label, text in (("goodput", goodput(snapshot)), ("finish", finish(snapshot))) if text]
     rows += [("finding", _finding(finding, snapshot.id)) for finding in snapshot.findings if not finding.silenced]
     rows += [("problem", clean(problem)) for problem in snapshot.problems]
@@ -77,7 +78,7 @@ def line(snapshot: Snapshot) -> str:
 
 def summary(snapshot: Snapshot, width: int = 80) -> str:
     """What is worth knowing when a run has ended."""
-    causes = ", ".join(clean(attempt.cause or "running").replace("_", " ") for attempt in snapshot.attempts)
+    causes = ", ".join(clean(attempt.cause or "running").replace("_", " ") for attempt in settled(snapshot))
     attempts = f"{len(snapshot.attempts)} ({causes})" if causes else "none"
     if snapshot.attempts:
         attempts += f", {plural(snapshot.lost_steps, 'lost step')}"

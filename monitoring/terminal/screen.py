@@ -13,6 +13,7 @@ import numpy as np
 from rich.cells import cell_len
 from rich.text import Text
 
+from monitoring.attempts import settled
 from monitoring.findings import Severity, ordered
 from monitoring.snapshot import GONE, Attempt, ExpertLoad, Snapshot
 from monitoring.terminal import canvas
@@ -242,7 +243,7 @@ def experts(layers: tuple[ExpertLoad, ...], width: int, height: int) -> list[Tex
 
 def sidebar(snapshot: Snapshot, width: int, height: int) -> list[Text]:
     """The newest value of each metric, then the last attempts."""
-    past = snapshot.attempts[-max(1, height // 3) :]
+    past = settled(snapshot)[-max(1, height // 3) :]
     room = height - len(past) - 2
     rows = [rule("metrics", width)]
     for name, value in list(snapshot.metrics.items())[:room]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from monitoring import request
 from monitoring.snapshot import ENDED, Snapshot
 from monitoring.tail import last_value
 from monitoring.web import views
@@ -264,13 +265,35 @@ class Hub:
             self._lasts[folder] = _mark(row), found
         return found
 
-    def differences(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """In which settings the configurations of runs differ: a value for each run, None where it has none.
+    def request(self, name: str) -> dict[str, Any]:
+        """What was typed, with which code and versions, and every setting by full path.
 
         Raises:
-            Unknown: if one of them is in no list.
+            Unknown: see ``folder``.
+            ValueError: if the configuration cannot be read, in words.
         """
-        found = [self.source.configuration(self.folder(name)) for name in names]
-        paths = dict.fromkeys(path for each in found for path in each)
-        table = [{"path": path, "values": [each.get(path) for each in found]} for path in paths]
-        return [row for row in table if any(value != row["values"][0] for value in row["values"])]
+        folder = self.folder(name)
+        return {"told": request.told(folder), "settings": self.source.configuration(folder)}
+
+    def differences(self, names: Sequence[str]) -> dict[str, Any]:
+        """In which settings the configurations of runs differ: a value for each of ``runs``, None where it has none.
+
+        Runs that are in no list, and those whose configuration cannot be read, are in ``unknown``.
+
+        Raises:
+            Unknown: if none of them is in a list.
+        """
+        found, unknown, there = dict[str, Mapping[str, Any]](), list[str](), False
+        for name in names:
+            try:
+                folder = self.folder(name)
+                there = True
+                found[name] = self.source.configuration(folder)
+            except (Unknown, OSError, ValueError):
+                unknown.append(name)
+        if not there:
+            raise Unknown(unknown[0])
+        paths = dict.fromkeys(path for each in found.values() for path in each)
+        table = [{"path": path, "values": [each.get(path) for each in found.values()]} for path in paths]
+        differing = [row for row in table if any(value != row["values"][0] for value in row["values"])]
+        return {"runs": list(found), "unknown": unknown, "differences": differing}

@@ -36,6 +36,7 @@ POINTS = 4000  # of a curve, at most
 COMPARED = 12  # runs, at most
 SILENCE = "/api/silence"  # all that may be posted to
 LONGEST = 4096  # bytes of what is posted
+CURVE = ("run", "metric", "axis", "low", "high", "most", "smoothing", "history", "first", "since", "place")
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -61,15 +62,16 @@ class Pages:
         return [
             *(Route(path, self.shell) for path in shells),
             Route("/static/{version}/{name:path}", self.static),
-            Route("/events", _told(self.events)),
-            Route("/api/curve", _told(self.curve)),
-            Route("/api/metrics", _told(self.metrics)),
-            Route("/api/ranks", _told(self.ranks)),
-            Route("/api/experts", _told(self.experts)),
-            Route("/api/devices", _told(self.devices)),
-            Route("/api/log", _told(self.log)),
-            Route("/api/sweep", _told(self.sweep)),
-            Route("/api/differences", _told(self.differences)),
+            Route("/events", _told(self.events, "run", "log")),
+            Route("/api/curve", _told(self.curve, *CURVE)),
+            Route("/api/metrics", _told(self.metrics, "run")),
+            Route("/api/ranks", _told(self.ranks, "run", "part", "low", "high")),
+            Route("/api/experts", _told(self.experts, "run", "layer", "low", "high")),
+            Route("/api/devices", _told(self.devices, "run", "metric")),
+            Route("/api/log", _told(self.log, "run", "log", "before", "search")),
+            Route("/api/sweep", _told(self.sweep, "sweep")),
+            Route("/api/differences", _told(self.differences, "run")),
+            Route("/api/request", _told(self.request, "run")),
             Route("/metrics", _told(self.openmetrics)),
             Route(SILENCE, _told(self.silence), methods=["POST"]),
         ]
@@ -218,11 +220,14 @@ class Pages:
     async def sweep(self, request: Request) -> Response:
         return _json(await in_thread(self.hub.sweep, request.query_params.get("sweep", "")))
 
+    async def request(self, request: Request) -> Response:
+        return _json(await in_thread(self.hub.request, request.query_params.get("run", "")))
+
     async def differences(self, request: Request) -> Response:
         names = request.query_params.getlist("run")
         if not 0 < len(names) <= COMPARED:
             raise Mistake(f"run: 1 to {COMPARED} of them")
-        return _json({"runs": names, "differences": await in_thread(self.hub.differences, names)})
+        return _json(await in_thread(self.hub.differences, names))
 
     async def openmetrics(self, request: Request) -> Response:
         """Where the runs stand that have not ended, for Prometheus."""
@@ -312,11 +317,19 @@ def _number(query: Mapping[str, str], name: str, default: float | None = None) -
     return value
 
 
-def _told(handler: Handler) -> Handler:
-    """A handler whose failures are answers."""
+def _told(handler: Handler, *allowed: str) -> Handler:
+    """A handler whose failures are answers.
+
+    Args:
+        allowed: names of parameters; where there are any, another one is a mistake, as one that is misspelled would
+            be answered as if it were not there.
+    """
 
     async def answering(request: Request) -> Response:
         try:
+            unknown = [name for name in request.query_params if name not in allowed] if allowed else []
+            if unknown:
+                raise Mistake(f"{unknown[0]}: there is no such parameter. Allowed: {', '.join(allowed)}")
             return await handler(request)
         except Mistake as error:
             return PlainTextResponse(f"{error}\n", 400)

@@ -84,7 +84,7 @@ class Source:
     rows: Callable[[Sequence[Path], Jobs], Sequence[Row]]
     jobs: Callable[[Sequence[Path], Jobs], Jobs]  # asks Slurm, once for all; the second is what it said before
     sweeps: Callable[[], Sequence[Sweep]]
-    configuration: Callable[[Path], Mapping[str, Any]]  # of a run, by full path
+    configuration: Callable[[Path], Mapping[str, Any]]  # of a run, by full path; ValueError: why it cannot be read
     silence: Callable[
         [Path, str, bool], None
     ]  # a finding of a run, by its key, or have it told again; ValueError: why not

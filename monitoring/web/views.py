@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from monitoring.attempts import settled
 from monitoring.goodput import Span, drawn
 from monitoring.snapshot import Snapshot
 from monitoring.web.source import Member, Row, Sweep, key
@@ -107,7 +108,7 @@ def run(
             "lost_steps": snapshot.lost_steps,
         },
         "findings": [each.to_json() for each in snapshot.findings],
-        "attempts": snapshot.attempts,
+        "attempts": settled(snapshot),
         "goodput": {
             "seconds": {bucket.value: seconds for bucket, seconds in outlook.seconds.items()},
             "spans": timeline(outlook.spans),

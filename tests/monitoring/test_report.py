@@ -19,6 +19,8 @@ from monitoring import layout
 from monitoring.goodput import Bucket
 from monitoring.recorder import encode
 from monitoring.report import plot
+from monitoring.report.dots import Dot, dots, exact
+from monitoring.report.figures import HEIGHT, draw
 from monitoring.report.run import BUCKETS, report
 from monitoring.report.sweep import Member
 from monitoring.report.sweep import report as sweep_report
@@ -59,8 +61,11 @@ class Checked(HTMLParser):
 def test_a_run_is_one_file_that_needs_nothing(tmp_path: Path) -> None:
     run = generate(tmp_path / "runs" / "tiny_moe" / "20251122-1f2e")
     (run / layout.MANIFEST).write_text(json.dumps({"submitted": START - 30, "command": ["hpc", "submit"]}))
+    with (run / layout.CONFIG).open("a") as config:
+        config.write("\nnotify:\n  webhook: https://host/secret\n")
     found = Checked(text := report(run, now=START + 400))
     assert not found.open and not found.tags & {"script", "link", "iframe", "object"}
+    assert "webhook: (set)" in found.text and "host/secret" not in text
     assert "http://" not in text and "https://" not in text
     for word in ("Loss", "Where the time went", "repeated", "node failure", "Layer 2", "done again", "hpc submit"):
         assert word in found.text, word
@@ -149,7 +154,36 @@ def test_a_sweep_shows_the_best_first_and_parameters_against_the_metric(tmp_path
     assert not found.open and "<b>" not in text
     rows = re.findall(r"<td>(run-\d)</td>", text)
     assert rows == ["run-1", "run-0", "run-2"]
-    assert "loss over lr" in found.text
+    assert "loss over lr" in found.text and text.count("<circle") == 2
+    judged = Checked(sweep_report("s/1", members, "grad_norm")).text
+    assert "The best by grad_norm" in judged and "grad_norm over steps" in judged
+    assert "loss over steps" in Checked(sweep_report("s/1", members, "score")).text  # which is no curve
+
+
+def test_a_plot_has_its_names_beside_it_and_marks_what_is_not_finite(tmp_path: Path) -> None:
+    runs = []
+    for number in range(12):
+        folder = generate(tmp_path / str(number), Shape((Try(0, 20),), steps=20, layers=(), world_size=1))
+        runs.append((f"optim.lr={number} " * 12, folder))
+    records = layout.rank_records(layout.attempt_folder(runs[0][1], 0), 0)
+    records.write_text(re.sub(r'"loss":[\d.]+', '"loss":"NaN"', records.read_text(), count=3))
+    draw(runs, "loss", tmp_path / "x.svg")
+    text = (tmp_path / "x.svg").read_text()
+    assert text.count("optim.lr=11") == 12 and "NaN or infinite" in text
+    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
+    assert size is not None and float(size[2]) > 72 * (HEIGHT + 12 * 0.3)  # higher, by the names
+    dashes = re.findall(r"stroke-dasharray: ([\d., ]+)", text)
+    assert len(dashes) >= 2  # of the eleventh and the twelfth, whose colours are those of the first two
+
+
+def test_ticks_of_a_parameter_are_the_values_that_were_tried() -> None:
+    tried = {1e-4: "0.0001", 3e-4: "0.0003", 1e-3: "0.001", 3e-3: "0.003"}
+    drawn = dots([Dot(x, y, "<run>") for y, x in enumerate(tried)], "loss", "<lr>")
+    assert set(re.findall(r'y="221" text-anchor="middle">([^<]*)<', drawn)) == set(tried.values())
+    places = [float(at) for at in re.findall(r'cx="([\d.]+)"', drawn)]
+    assert places[2] - places[0] == pytest.approx(places[3] - places[1], abs=0.2)  # by their powers
+    assert "<run>" not in drawn and "<lr>" not in drawn
+    assert [exact(value) for value in (1048576.0, 20000.0, 0.5, 1.5e-5)] == ["1048576", "20k", "0.5", "1.5e-05"]
 
 
 def test_the_command_writes_a_file_and_tells_of_mistakes(
@@ -164,10 +198,17 @@ def test_the_command_writes_a_file_and_tells_of_mistakes(
         assert main(["report", "demo", "-o", name, "--metric", "grad_norm"]) == 0
         assert Path(name).stat().st_size > 1000
     capsys.readouterr()
+    assert main(["report", "demo", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"run": run.name, "name": "demo", "file": str(tmp_path / f"{run.name}.html")}
     for words, said in ((["-o", "x.docx"], "-o x.html"), (["-o", "x.svg", "--metric", "nope"], "Recorded are: loss")):
         assert main(["report", "demo", *words]) == 2
         assert said in capsys.readouterr().err
-    assert main(["report", "demo", "-o", "no/such/folder/x.html"]) == 1
+    assert main(["report", "demo", "-o", "no/such/folder/x.html"]) == 2
+    assert "there is no folder no/such/folder" in capsys.readouterr().err
+    (tmp_path / "f.html").mkdir()
+    assert main(["report", "demo", "-o", "f.html"]) == 2
+    (tmp_path / "f.html").rmdir()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"{run.name}.html",
         "loss.pdf",

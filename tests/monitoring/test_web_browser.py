@@ -224,6 +224,15 @@ def test_a_curve_is_read_and_zoomed_by_keyboard(viewer: Viewer) -> None:
     changed = "([node, before]) => node.getAttribute('aria-label') !== before"
     page.wait_for_function(changed, arg=[canvas.element_handle(), before])
     page.keyboard.press("0")
+    with page.expect_download() as values:
+        chart.get_by_role("button", name="Save the values as CSV").click()
+    head, first = values.value.path().read_text().splitlines()[:2]
+    assert head == 'step,"loss"' and first.startswith("1,10.")
+    with page.expect_download() as picture:
+        chart.get_by_role("button", name="Save the picture as PNG").click()
+    assert picture.value.suggested_filename == f"{RUN.replace('/', '_')}-loss.png"
+    assert picture.value.path().read_bytes().startswith(b"\x89PNG")
+    assert viewer.complaints == []
     chart.locator("summary").focus()
     page.keyboard.press("Enter")
     chart.locator("table tbody tr").nth(10).wait_for()
@@ -259,6 +268,14 @@ def test_runs_are_filtered_sorted_and_chosen_for_comparison(viewer: Viewer, base
     page.wait_for_url(f"{base}/compare?run=*")
     page.wait_for_selector(READY["compare"])
     assert page.locator("#settings table tbody tr").count() >= 1
+    page.goto(f"/compare?run={RUN}&run={SWEEP}.0&run=no/such&run={SWEEP}.1&group=name")
+    page.locator("#curves .legend li", has_text="name sweep").first.wait_for()
+    assert page.get_by_label("Colours by").input_value() == "name"
+    keys = page.locator("main > ul line").evaluate_all("found => found.map((each) => each.getAttribute('class'))")
+    assert keys == ["line-1", "line-0", "line-0"]  # both of the sweep alike, and the legend tells of them once
+    assert page.locator(".chart .legend").first.locator("line").count() == 2
+    assert "it cannot be read: no/such" in page.locator(".notice").inner_text()
+    assert viewer.complaints == []
 
 
 def test_a_sweep_is_looked_through_by_keyboard(viewer: Viewer) -> None:
@@ -290,6 +307,15 @@ def test_metrics_axis_and_scale_are_kept_in_the_address(viewer: Viewer) -> None:
     assert (
         page.get_by_label("Over", exact=True).input_value() == "hours" and page.get_by_label("Log scale").is_checked()
     )
+    assert viewer.complaints == []
+
+
+def test_a_setting_is_found_by_its_path(viewer: Viewer) -> None:
+    page = viewer.opens("done")
+    page.locator("#request summary", has_text="All 3 settings").click()
+    assert page.locator("#request tbody tr").count() == 3
+    page.locator("#request").get_by_label("Filter").fill("SAM")
+    assert page.locator("#request tbody tr").all_inner_texts() == ["same\t1"]
     assert viewer.complaints == []
 
 

@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 
 from monitoring import layout
 from monitoring.recorder import Recorder
+from monitoring.request import shown
 from monitoring.web import logs
 from monitoring.web.encode import dumps, numbers
 from monitoring.web.hub import Hub
@@ -212,6 +213,9 @@ def test_a_curve_comes_in_bins_and_then_only_its_end(viewer: TestClient, root: P
     assert later["curve"]["place"] == place and len(later["curve"]["x"]) <= 2
     assert later["curve"]["bad"] == [place + len(later["curve"]["x"]) - 1]
     assert viewer.get("/api/curve", params=had | {"history": "other"}).json()["curve"]["place"] == 0
+    refused = viewer.get("/api/curve", params=had | {"smooth": 0.9})
+    assert refused.status_code == 400
+    assert refused.text.startswith("smooth: there is no such parameter. Allowed: run, metric, axis, low, high")
     zoomed = viewer.get("/api/curve", params=asked | {"low": 75, "high": 85}).json()["curve"]
     assert len(zoomed["x"]) >= 11 and zoomed["low"] == zoomed["high"]
 
@@ -360,7 +364,7 @@ def test_a_run_of_damaged_files_is_shown_as_far_as_it_can_be(root: Path, name: s
 
     asyncio.run(listen())
     client = browser(Guard(application(runs), TOKEN))
-    for data in ("curve", "ranks", "experts", "devices", "metrics", "log", "differences"):
+    for data in ("curve", "ranks", "experts", "devices", "metrics", "log", "differences", "request"):
         answer = client.get(f"/api/{data}", params={"run": RUN}, headers={"authorization": f"Bearer {TOKEN}"})
         assert answer.status_code in (200, 400, 503), data
 
@@ -378,10 +382,33 @@ def test_one_row_that_cannot_be_read_takes_no_other_with_it(root: Path) -> None:
     assert said[f"run:{DONE}"]["state"] == "finished"
 
 
+def test_what_was_asked_for_is_told_as_it_can_be_typed_again(viewer: TestClient, root: Path) -> None:
+    manifest = {
+        "command": ["hpc", "submit", "name=a b"],
+        "git": {"commit": "f589", "branch": "main", "changed": ["x.py"]},
+        "resumed": [{"typed": ["optim.lr=1"], "git": None}, 7],
+        "packages": {"torch": "2.13"},
+        "python": {"version": "3.11"},
+    }
+    (root / DONE / "manifest.json").write_text(json.dumps(manifest))
+    found = viewer.get("/api/request", params={"run": DONE}).json()
+    assert found["told"] == [
+        ["typed", "hpc submit 'name=a b'"],
+        ["then", f"hpc resume {DONE.split('/')[1]} optim.lr=1"],
+        ["code", "f589 of main, and 1 file differs from it"],
+        ["versions", "Python 3.11, torch 2.13"],
+    ]
+    assert found["settings"]["same"] == 1
+    assert (shown("a.webhook", "https://x/secret"), shown("a.webhook", None), shown("lr", 1)) == ("(set)", None, 1)
+
+
 def test_configurations_are_compared(viewer: TestClient) -> None:
     found = viewer.get("/api/differences", params={"run": [RUN, SWEEP + ".0"]}).json()
     assert [row["path"] for row in found["differences"]] == ["name", "id"]
     assert viewer.get("/api/differences", params={"run": [RUN] * 13}).status_code == 400
+    found = viewer.get("/api/differences", params={"run": [RUN, "no/such", SWEEP + ".0"]}).json()
+    assert found["runs"] == [RUN, SWEEP + ".0"] and found["unknown"] == ["no/such"]
+    assert [len(row["values"]) for row in found["differences"]] == [2, 2]
 
 
 def test_a_finding_is_silenced_and_told_again(viewer: TestClient, root: Path) -> None:

@@ -200,6 +200,7 @@ def test_no_run_is_a_path(viewer: TestClient, path: str) -> None:
         "/api/devices",
         "/api/metrics",
         "/api/differences",
+        "/api/request",
         "/events",
     ):
         answer = viewer.get(address, params={"run": path})

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from rich.text import Text
 
+from monitoring.attempts import settled
 from monitoring.goodput import Bucket, Span
 from monitoring.snapshot import Attempt, Snapshot
 from monitoring.terminal.plain import finish, goodput
@@ -50,11 +51,10 @@ class Attempts(RunView):
 
     def body(self, snapshot: Snapshot, width: int, height: int, *, unicode: bool) -> list[Text]:
         spans = snapshot.outlook.spans
-        if not spans and not snapshot.attempts:
+        attempts = settled(snapshot)
+        if not spans and not attempts:
             return empty("no attempt yet", height)
-        chosen = next((a for a in snapshot.attempts if a.number == self._chosen), None) or next(
-            reversed(snapshot.attempts), None
-        )
+        chosen = next((a for a in attempts if a.number == self._chosen), None) or next(reversed(attempts), None)
         seen = spans
         if self._zoomed and chosen is not None:
             seen = tuple(span for span in spans if span.attempt == chosen.number) or spans
@@ -67,7 +67,7 @@ class Attempts(RunView):
         rows.append(Text())
         detail = _detail(chosen, snapshot.now, width) if chosen is not None else []
         room = max(2, height - len(rows) - len(detail) - 1)
-        listed = _around(snapshot.attempts, chosen, room)
+        listed = _around(attempts, chosen, room)
         rows.append(Text(f"  {'n':>3} {'job':<10}{'began':<13}{'lasted':>9}  {'steps':<16}cause", "bold"))
         self._listed = (len(rows), [attempt.number for attempt in listed])
         rows += [_row(attempt, snapshot.now, attempt is chosen, width) for attempt in listed]
@@ -149,7 +149,9 @@ def _row(attempt: Attempt, now: float, chosen: bool, width: int) -> Text:
     row = Text(">" if chosen else " ")
     row.append(f" {attempt.number:>3} {clean(attempt.job_id or '')[:9]:<10}")
     began = "" if attempt.began is None else time.strftime("%m-%d %H:%M", time.localtime(attempt.began))
-    lasted = "" if attempt.began is None else duration((attempt.ended or now) - attempt.began)
+    lasted = (
+        "" if attempt.began is None else duration((now if attempt.ended is None else attempt.ended) - attempt.began)
+    )
     row.append(f"{began:<13}{lasted:>9}  ")
     steps = "no step" if attempt.first_step is None else f"{attempt.first_step:,}-{attempt.last_step:,}"
     row.append(f"{steps:<16}")

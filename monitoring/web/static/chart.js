@@ -2,16 +2,15 @@
 
 import { el, put, table, wide } from "./dom.js";
 import { colour, dash, piece, stroke } from "./lines.js";
-import { count, figure, whole } from "./words.js";
+import { csv, picture, save } from "./saving.js";
+import { place, short, tick } from "./ticks.js";
+import { figure } from "./words.js";
 
 const scheme = matchMedia("(prefers-color-scheme: dark)");
 const SYNC = "curves";
 const LEAST = { step: 2, tokens: 2, hours: 1e-3 }; // of an axis that are worth being looked at
 const ROWS = 40; // of a table, about
 const FAR = 1e15; // no run has more of anything
-
-const place = (value, axis) =>
-  axis === "hours" ? `${figure(value)} h` : axis === "tokens" ? `${count(value)} tokens` : `step ${whole(value)}`;
 
 export class Chart {
   /**
@@ -21,7 +20,9 @@ export class Chart {
   constructor(name, zoom) {
     this.name = name;
     this.zoom = zoom;
-    this.curves = []; // {label, number, x, low, high, bad, ghosts: [{attempt, x, y}]}; its number says how it looks
+    // {label, number, key, x, low, high, bad, ghosts: [{attempt, x, y}]}: the number says how a curve looks, and the key
+    // what all of that number have in common.
+    this.curves = [];
     this.options = { axis: "step", log: false };
     this.plot = null;
     this.canvas = el("div", { class: "canvas", tabindex: 0, role: "img", onkeydown: (event) => this.key(event) });
@@ -53,6 +54,8 @@ export class Chart {
           button("‹", "Earlier", () => this.move(-0.5)),
           button("›", "Later", () => this.move(0.5)),
           button("All", "Whole curve", () => this.zoom(null)),
+          button("CSV", "Save the values as CSV", () => this.saveValues()),
+          button("PNG", "Save the picture as PNG", () => this.savePicture()),
         ),
       ),
       this.canvas,
@@ -259,10 +262,9 @@ export class Chart {
     const ghosts = this.curves.some((curve) => curve.ghosts?.some((ghost) => ghost.x.length));
     const bad = this.curves.some((curve) => curve.bad.length);
     const band = this.curves.some((curve) => curve.low.some((value, i) => value !== curve.high[i]));
-    const several = this.curves.length > 1 ? this.curves : [];
     put(
       this.legend,
-      several.map((curve) => el("li", {}, piece(curve.number), curve.label)),
+      this.curves.length > 1 && [...this.keys()].map(([key, number]) => el("li", {}, piece(number), key)),
       band && el("li", { class: "band" }, "lowest to highest of the steps of a bin"),
       ghosts && el("li", { class: "ghost" }, "lost work, done again later"),
       bad && el("li", { class: "not-finite" }, "NaN or infinite"),
@@ -316,6 +318,29 @@ export class Chart {
     this.zoom({ low: middle - half, high: middle + half });
   }
 
+  saveValues() {
+    const text = csv(this.options.axis, this.curves);
+    save(new Blob([text], { type: "text/csv" }), `${this.subject("-")}.csv`);
+  }
+
+  async savePicture() {
+    const canvas = this.canvas.querySelector("canvas");
+    const title = `${this.subject(": ")} over ${this.options.axis}`;
+    const keys = this.curves.length > 1 ? [...this.keys()] : [];
+    if (canvas) save(await picture(title, canvas, keys), `${this.subject("-")}.png`);
+  }
+
+  /** What it shows; of one run, its name too. */
+  subject(between) {
+    const run = this.curves.length === 1 ? this.curves[0].run : null;
+    return [run, this.name].filter(Boolean).join(between);
+  }
+
+  /** What curves are called, with the numbers by which they look as they do; several may share one. */
+  keys() {
+    return new Map(this.curves.map((curve) => [curve.key ?? curve.label, curve.number]));
+  }
+
   tabulate() {
     if (!this.data.open) return;
     const places = [...new Set(this.curves.flatMap((each) => each.x))].sort((a, b) => a - b);
@@ -343,7 +368,10 @@ export class Chart {
 
 const shape = (curves) =>
   curves
-    .map((each) => `${each.number}:${each.label}:${each.ghosts?.length}:${each.low.every((value, i) => value === each.high[i])}`)
+    .map(
+      (each) =>
+        `${each.number}:${each.key}:${each.label}:${each.ghosts?.length}:${each.low.every((value, i) => value === each.high[i])}`,
+    )
     .join("|");
 
 function range(curve, bin) {
@@ -365,22 +393,6 @@ function holding(xs, x) {
     else high = middle;
   }
   return low - 1;
-}
-
-/** A place on the axis in as few figures as tell it from the next one. */
-function tick(value, axis, { min, max }) {
-  if (axis === "hours") return trimmed(figure(value));
-  return max < 1e5 || max - min < max / 20 ? whole(value) : trimmed(count(value));
-}
-
-/** 1.20k as 1.2k, and 3.000 as 3. */
-const trimmed = (text) => text.replace(/(\.\d*?)0+(?=\D*$)/, "$1").replace(/\.(?=\D*$)/, "");
-
-function short(value) {
-  if (value === 0) return "0";
-  const size = Math.abs(value);
-  if (size >= 1e4) return trimmed(count(value));
-  return size < 1e-3 ? value.toExponential(0) : String(Number(value.toPrecision(4)));
 }
 
 function faint(stroke, alpha) {

@@ -144,7 +144,7 @@ export class Metrics {
           .find((node) => node?.isConnected);
         this.grid.insertBefore(chart.node, before ?? null);
       }
-      chart.show([{ label: name, number: 0, ...curve }], { axis, log, range });
+      chart.show([{ label: name, run: this.run, number: 0, ...curve }], { axis, log, range });
       this.said.textContent = this.range ? "zoomed; “All” shows the whole curve" : "";
     } catch (error) {
       this.said.textContent = `${name}: ${error.message}`;

@@ -66,7 +66,13 @@ export function scatter(members, parameter, [metric, label], value, width) {
     .map((each) => ({ each, x: parameter && each.settings[parameter], y: value(each, metric) }))
     .filter(({ x, y }) => x !== undefined && x !== null && Number.isFinite(y ?? NaN));
   if (!points.length) return el("p", { class: "quiet" }, "No run has both yet.");
-  const [given, found] = [axis(points.map(({ x }) => x)), axis(points.map(({ y }) => y), true)];
+  const [given, found] = [
+    axis(points.map(({ x }) => x)),
+    axis(
+      points.map(({ y }) => y),
+      true,
+    ),
+  ];
   const left = EDGE + 20,
     room = width - left - EDGE;
   const px = (at) => left + at * room,
@@ -148,7 +154,12 @@ export function coordinates(members, names, [metric, label], value, width) {
     return el("p", { class: "quiet" }, "Shown for two parameters and two runs with figures, or more.");
   const axes = [...several, metric],
     titles = [...short(several), label];
-  const scales = axes.map((id, i) => axis(lines.map((each) => value(each, id)), i === axes.length - 1));
+  const scales = axes.map((id, i) =>
+    axis(
+      lines.map((each) => value(each, id)),
+      i === axes.length - 1,
+    ),
+  );
   const [places, all] = apart(titles, scales, width);
   const x = (i) => places[i],
     y = (at) => HEIGHT - 40 - at * (HEIGHT - 90);
@@ -193,7 +204,9 @@ export function coordinates(members, names, [metric, label], value, width) {
       }),
       // Over the lines, which would cross them out.
       scales.map(({ ticks }, i) =>
-        fitting(ticks, HEIGHT - 90, upwards).map(([at, text]) => svg("text", { class: "value", x: x(i) + 6, y: y(at) + 4 }, text)),
+        fitting(ticks, HEIGHT - 90, upwards).map(([at, text]) =>
+          svg("text", { class: "value", x: x(i) + 6, y: y(at) + 4 }, text),
+        ),
       ),
     ),
   );

@@ -9,8 +9,9 @@ import { Log } from "./log.js";
 import { Metrics } from "./metrics.js";
 import { bar } from "./overview.js";
 import { ranks } from "./ranks.js";
+import { request } from "./request.js";
 import { attempts, goodput } from "./timeline.js";
-import { ago, clock, count, duration, figure, num, percent, plural, spaced, whole } from "./words.js";
+import { ago, clock, count, duration, figure, num, number, percent, plural, spaced, whole } from "./words.js";
 
 const SECTIONS = [
   ["curves", "Curves"],
@@ -19,6 +20,7 @@ const SECTIONS = [
   ["experts", "Experts"],
   ["devices", "Devices"],
   ["logs", "Logs"],
+  ["request", "Configuration"],
 ];
 const OLD = 60; // seconds after which the last step is worth a word
 
@@ -40,10 +42,12 @@ export function show(main, given) {
   );
   const curves = new Metrics(key, given);
   const log = new Log(key, () => reopen());
+  let tries = null;
   const time = el("div"),
     past = el("div"),
     others = el("div");
-  const load = experts(key);
+  const load = experts(key),
+    asked = request(key);
 
   main.replaceChildren(
     parts.head,
@@ -56,6 +60,7 @@ export function show(main, given) {
     section("experts", "Experts", load.node),
     section("devices", "Devices", devices(key).node),
     section("logs", "Logs", log.node),
+    section("request", "Configuration", asked.node),
     parts.end,
     others,
   );
@@ -73,6 +78,8 @@ export function show(main, given) {
       else if (name === "goodput") time.replaceChildren(...goodput(value));
       else if (name === "attempts") {
         past.replaceChildren(attempts(value, now()));
+        if (value.length !== tries) asked.load(); // whoever resumed it may have changed it
+        tries = value.length;
         if (log.know(value)) queueMicrotask(reopen);
       } else if (name === "names") curves.offer(value);
       else if (name === "layers") load.offer(value);
@@ -278,7 +285,7 @@ function latest(node, found) {
           "Newest value of each metric",
           [
             { title: "Metric", cell: ([name]) => name },
-            { title: "Value", number: true, cell: ([, value]) => figure(value) },
+            { title: "Value", number: true, cell: ([, value]) => number(value) },
           ],
           rows,
         ),
@@ -303,7 +310,7 @@ function end(node, { sample, summary }) {
                   "div",
                   {},
                   el("dt", {}, spaced(name)),
-                  el("dd", {}, typeof value === "number" ? figure(value) : String(value)),
+                  el("dd", {}, typeof value === "number" ? number(value) : String(value)),
                 ),
               ),
             ),

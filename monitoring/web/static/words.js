@@ -33,6 +33,9 @@ export function figure(given) {
 
 export const whole = (value) => (value === null || value === undefined ? "–" : Math.round(value).toLocaleString("en"));
 
+/** A number of which nothing else is known: whole ones as they are. */
+export const number = (value) => (Number.isInteger(value) ? whole(value) : figure(value));
+
 export function duration(seconds) {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "–";
   const all = Math.max(0, Math.round(seconds));
