@@ -281,13 +281,13 @@ class Sweep:
         return config
 
 
-@lru_cache(maxsize=64)  # it is written once, and is asked for again and again by whoever watches sweeps
+@lru_cache(maxsize=256)  # it is written once, and is asked for again and again by whoever watches sweeps
 def _read_base(file: Path) -> Any:
-    from omegaconf import OmegaConf
+    import yaml
 
     try:
-        return OmegaConf.to_container(OmegaConf.load(file))
-    except (OSError, ValueError) as error:
+        return yaml.load(file.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise Refused(f"{file} cannot be read: {error}. Without it nobody knows what the runs change") from error
 
 

@@ -37,7 +37,13 @@ def shown(path: str, value: Any) -> Any:
 
 
 def _list(words: Any) -> list[str]:
-    return [str(each) for each in words] if isinstance(words, list) else []
+    return [_public(str(each)) for each in words] if isinstance(words, list) else []
+
+
+def _public(word: str) -> str:
+    """A word that was typed, as it may be shown."""
+    path, equals, value = word.partition("=")
+    return f"{path}={shown(path, value)}" if equals else word
 
 
 def _words(command: Any) -> str:

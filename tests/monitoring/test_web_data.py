@@ -384,7 +384,7 @@ def test_one_row_that_cannot_be_read_takes_no_other_with_it(root: Path) -> None:
 
 def test_what_was_asked_for_is_told_as_it_can_be_typed_again(viewer: TestClient, root: Path) -> None:
     manifest = {
-        "command": ["hpc", "submit", "name=a b"],
+        "command": ["hpc", "submit", "name=a b", "notify.webhook=https://host/secret"],
         "git": {"commit": "f589", "branch": "main", "changed": ["x.py"]},
         "resumed": [{"typed": ["optim.lr=1"], "git": None}, 7],
         "packages": {"torch": "2.13"},
@@ -393,7 +393,7 @@ def test_what_was_asked_for_is_told_as_it_can_be_typed_again(viewer: TestClient,
     (root / DONE / "manifest.json").write_text(json.dumps(manifest))
     found = viewer.get("/api/request", params={"run": DONE}).json()
     assert found["told"] == [
-        ["typed", "hpc submit 'name=a b'"],
+        ["typed", "hpc submit 'name=a b' 'notify.webhook=(set)'"],
         ["then", f"hpc resume {DONE.split('/')[1]} optim.lr=1"],
         ["code", "f589 of main, and 1 file differs from it"],
         ["versions", "Python 3.11, torch 2.13"],
