@@ -181,7 +181,7 @@ def test_what_is_not_a_number_is_marked(tmp_path: Path) -> None:
         await seen.press("1")
         assert " critical " in seen.text
         await seen.press("8")
-        assert " critical " in seen.text and "since " in seen.text and "hpc logs" in seen.text
+        assert " critical " in seen.text and "since " in seen.text and "hpc retry" in seen.text
         await seen.press("a")
         assert "(seen)" in seen.text
         await seen.press("a")
