@@ -40,6 +40,8 @@ class Training:
     evaluation_seconds: float
     mfu: float | None  # 0 to 1, mean over the time of the steps
     peak_memory_gib: float | None  # of a rank on its GPU; None where ranks compute on CPUs
+    gpu_util: float | None = None  # 0 to 1, mean over ranks and time: a kernel was running
+    kwh: float | None = None  # of the GPUs
 
 
 @dataclass(frozen=True)

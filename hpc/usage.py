@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from trainer.config import Device
 
 if TYPE_CHECKING:
     from hpc.sweep import Sweep
+    from monitoring.columns import Columns
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ def training(run: Run, way: Asked) -> Training | None:
     if not sums["step_s"]:
         return None
     on_gpu = way.gpu_memory_gb > 0 and not run.emulated
+    gpu_util, kwh = _devices(run)
     return Training(
         step_seconds=sums["step_s"],
         lost_seconds=lost,
@@ -160,7 +162,31 @@ def training(run: Run, way: Asked) -> Training | None:
         evaluation_seconds=sums["evaluation_s"],
         mfu=weighed / weight if weight and on_gpu else None,
         peak_memory_gib=peak if peak and on_gpu else None,
+        gpu_util=gpu_util,
+        kwh=kwh,
     )
+
+
+def _devices(run: Run) -> tuple[float | None, float | None]:
+    """How much of the time the GPUs of a run ran a kernel, 0 to 1, and their kilowatt-hours, as their drivers say."""
+    import numpy as np
+
+    from monitoring import energy, layout
+    from monitoring.ranks import DeviceFile, every_rank
+
+    used, count = 0.0, 0
+
+    def columns() -> Iterator[Columns]:
+        nonlocal used, count
+        for number in layout.attempt_numbers(run.folder):
+            attempt = layout.attempt_folder(run.folder, number)
+            for _, found in every_rank(attempt, DeviceFile, (*energy.METRICS, "gpu_util")):
+                known = found.column("gpu_util")
+                used, count = used + float(np.nansum(known)), count + int(np.isfinite(known).sum())
+                yield found
+
+    kwh = energy.kwh(columns())
+    return used / count if count else None, kwh
 
 
 def _join(trainings: Iterable[Training | None]) -> Training | None:
@@ -168,6 +194,7 @@ def _join(trainings: Iterable[Training | None]) -> Training | None:
     if not known:
         return None
     rated = [(each.mfu, each.step_seconds) for each in known if each.mfu is not None]
+    used = [(each.gpu_util, each.step_seconds) for each in known if each.gpu_util is not None]
     return Training(
         step_seconds=sum(each.step_seconds for each in known),
         lost_seconds=sum(each.lost_seconds for each in known),
@@ -175,4 +202,6 @@ def _join(trainings: Iterable[Training | None]) -> Training | None:
         evaluation_seconds=sum(each.evaluation_seconds for each in known),
         mfu=sum(m * s for m, s in rated) / sum(s for _, s in rated) if rated else None,
         peak_memory_gib=max((each.peak_memory_gib for each in known if each.peak_memory_gib), default=None),
+        gpu_util=sum(u * s for u, s in used) / sum(s for _, s in used) if used else None,
+        kwh=sum(each.kwh for each in known if each.kwh is not None) if any(each.kwh for each in known) else None,
     )

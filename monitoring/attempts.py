@@ -6,8 +6,6 @@ from dataclasses import replace
 
 from monitoring.snapshot import Attempt, Snapshot
 
-OVER = ("GONE", "PENDING")  # states of a job in which no attempt of it goes on
-
 
 def settled(snapshot: Snapshot) -> tuple[Attempt, ...]:
     """All attempts; one that cannot go on any more has ended with its last word, by what is known of the run.
@@ -15,7 +13,7 @@ def settled(snapshot: Snapshot) -> tuple[Attempt, ...]:
     It cannot where the run has ended, a later attempt began, or its job is gone or waits.
     """
     job, found = snapshot.job, list(snapshot.attempts)
-    over = snapshot.done or (job is not None and job.state in OVER)
+    over = snapshot.done or (job is not None and (job.over or job.state == "PENDING"))
     for place, attempt in enumerate(found):
         newest = place == len(found) - 1
         if attempt.ended is None and (over or not newest):

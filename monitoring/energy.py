@@ -12,7 +12,7 @@ from monitoring.columns import Columns
 from monitoring.ranks import DeviceFile, every_rank
 
 METRICS = ("power_w", "energy_j")
-LONGEST = 300.0  # seconds between two records beyond which nothing is said of the time between
+LONGEST = 300.0  # seconds between two records beyond which their power says nothing of the time between
 
 
 def kwh(ranks: Iterable[Columns]) -> float | None:
@@ -29,8 +29,9 @@ def kwh(ranks: Iterable[Columns]) -> float | None:
         seconds = np.diff(np.array(rank.times))
         counted, power = np.diff(rank.column("energy_j")), rank.column("power_w")[1:]
         with np.errstate(invalid="ignore"):
-            found = np.where(counted > 0, counted, power * seconds)
-            found = found[(seconds > 0) & (seconds <= LONGEST) & np.isfinite(found)]
+            known_power = (seconds > 0) & (seconds <= LONGEST)
+            found = np.where(counted > 0, counted, np.where(known_power, power * seconds, np.nan))
+            found = found[np.isfinite(found)]
         joules, known = joules + float(found.sum()), known or bool(len(found))
     return joules / 3.6e6 if known else None
 

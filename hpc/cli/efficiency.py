@@ -117,7 +117,9 @@ def _gpu(said: Efficiency) -> str:
     mfu = f"; MFU {training.mfu:.0%}" if training.mfu is not None else ""
     peak = f"; peak {gb(training.peak_memory_gib)} GB of one" if training.peak_memory_gib is not None else ""
     lost = f"; {clock(training.lost_seconds)} of steps were lost" if training.lost_seconds >= 1 else ""
-    return f"{hours}, so much of it in training steps{mfu}{peak}{lost}"
+    busy = f"; a kernel ran for {training.gpu_util:.0%}" if training.gpu_util is not None else ""
+    energy = f"; {training.kwh:.3g} kWh" if training.kwh is not None else ""
+    return f"{hours}, so much of it in training steps{mfu}{busy}{peak}{energy}{lost}"
 
 
 def _line(name: str, share: float | None, text: str) -> str:

@@ -366,6 +366,7 @@ def test_hpc_efficiency_counts_steps_and_those_that_were_lost(
         record = Recorder(ledger.folder(run, attempt), 0, 1, run.id, attempt)
         for step in steps:
             record.step(step=step, tokens=step, step_s=100.0, mfu=0.5, peak_memory_gib=10.0)
+            record.device(gpu_util=0.8, energy_j=3.6e5 * step)
         record.close()
     assert main(["efficiency", "last", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
@@ -373,10 +374,14 @@ def test_hpc_efficiency_counts_steps_and_those_that_were_lost(
     assert said["training"]["step_seconds"] == 2000
     assert said["training"]["lost_seconds"] == 500
     assert said["training"]["mfu"] == pytest.approx(0.5)
+    assert said["training"]["gpu_util"] == pytest.approx(0.8)
+    assert said["training"]["kwh"] == pytest.approx(2 * 9 * 0.1)
     assert said["step_share"] == pytest.approx(2000 / 4900)
     assert said["gpu_hours"] == pytest.approx(4900 * 8 / 3600)
     assert len(said["allocations"]) == 2
     assert [each["override"] for each in said["advice"]] == ["job.time=01:45:00"]
+    assert main(["efficiency", "last"]) == 0
+    assert "MFU 50%; a kernel ran for 80%; peak 10 GB of one; 1.8 kWh" in capsys.readouterr().out
 
 
 def test_a_run_that_waits_has_used_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

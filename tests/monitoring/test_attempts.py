@@ -31,7 +31,7 @@ def test_an_attempt_ends_where_the_next_one_begins_and_the_newest_goes_on() -> N
 
 
 def test_nothing_goes_on_in_a_run_that_ended_or_whose_job_is_gone() -> None:
-    for state in ("GONE", "PENDING"):
+    for state in ("GONE", "PENDING", "NODE_FAIL"):
         gone = settled(replace(LIVE, job=JobState("17", state)))[1]
         assert (gone.ended, gone.cause) == (260.0, "unknown")
     spans = (Span(Bucket.training, 200.0, 300.0, 1),)

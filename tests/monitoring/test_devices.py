@@ -157,9 +157,10 @@ def test_energy_of_a_run_is_that_of_all_its_attempts(tmp_path: Path) -> None:
     assert of_run(tmp_path / "none") is None
 
 
-def test_the_drivers_own_counter_wins_and_gaps_are_left_out() -> None:
-    counted = [{"t": 10.0 * n, "power_w": 1.0, "energy_j": 3600.0 * n} for n in range(11)]
-    assert kwh([of(counted)]) == pytest.approx(0.01)
+def test_the_drivers_own_counter_wins_and_gaps_in_what_was_sampled_are_left_out() -> None:
+    for every in (10.0, 3000.0):  # the counter goes on, whoever reads it
+        counted = [{"t": every * n, "power_w": 1.0, "energy_j": 3600.0 * n} for n in range(11)]
+        assert kwh([of(counted)]) == pytest.approx(0.01)
     assert kwh([of(samples(300, 3, every=500.0))]) is None
 
 
