@@ -6,6 +6,7 @@ import getpass
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from hpc.runs import Run, read_json, write_json
 from monitoring import layout
 
 if TYPE_CHECKING:
-    from monitoring.findings import Finding
+    from monitoring.findings import Finding, Quiet
     from monitoring.job import JobState
     from monitoring.snapshot import Snapshot
 
@@ -135,6 +136,18 @@ def speak(run: Run, key: str) -> None:
     if key not in known:
         raise Refused(f"{key!r} is not silenced. Silenced are: {', '.join(sorted(known)) or 'none'}")
     write_json(run.folder / layout.SILENCED, {name: entry for name, entry in known.items() if name != key})
+
+
+def quieten(run: Run, finding: Finding, how: Quiet) -> None:
+    """What a person says to a finding before their eyes."""
+    if how == "acknowledge":
+        acknowledge(run, finding)
+    elif how == "silence":
+        silence(run, finding.key, until=None)
+    else:
+        for key in (finding.key, finding.kind):
+            with suppress(Refused):  # it was not by this one
+                speak(run, key)
 
 
 def tell(run: Run, found: Iterable[Finding], say: Callable[[str], None], now: float | None = None) -> list[Finding]:

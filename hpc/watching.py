@@ -25,14 +25,14 @@ from hpc.listing import ENDED, Row
 from hpc.queue import Task
 from hpc.runs import Run
 from hpc.sweep import Sweep
-from monitoring.findings import Finding
+from monitoring.findings import Finding, Quiet
 from monitoring.job import JobState
 from monitoring.reader import Reader
 from monitoring.recorder import metric
 from monitoring.snapshot import Snapshot
 from monitoring.tail import recent_steps
 from monitoring.terminal.plain import SILENT
-from monitoring.terminal.source import Entry, Quiet
+from monitoring.terminal.source import Entry
 from monitoring.words import duration
 
 ASK_SLURM_EVERY = 5.0  # seconds between two squeues, whatever the refresh of the screen
@@ -119,16 +119,7 @@ class Fleet:
         return self._jobs.get(folder)
 
     def quieten(self, folder: Path, finding: Finding, how: Quiet) -> None:
-        """What a person says to a finding in the screen."""
-        run = Run(folder)
-        if how == "acknowledge":
-            findings.acknowledge(run, finding)
-        elif how == "silence":
-            findings.silence(run, finding.key, until=None)
-        else:
-            for key in (finding.key, finding.kind):
-                with contextlib.suppress(Refused):  # it was not by this one
-                    findings.speak(run, key)
+        findings.quieten(Run(folder), finding, how)
 
     @property
     def trouble(self) -> str:

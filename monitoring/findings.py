@@ -6,7 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
+
+# What people say to a finding: they have seen it, want no more of it, or want to hear of it again.
+Quiet = Literal["acknowledge", "silence", "speak"]
 
 
 class Severity(StrEnum):

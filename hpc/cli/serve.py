@@ -20,6 +20,7 @@ from hpc.errors import Refused
 from hpc.runs import Run
 
 if TYPE_CHECKING:
+    from monitoring.findings import Finding, Quiet
     from monitoring.job import JobState
     from monitoring.web.server import Place
     from monitoring.web.source import Source, Sweep
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
     if args.port is not None and args.port not in PORTS:
         raise Refused(f"--port {args.port}: there is no such port. Allowed: 1 to {PORTS[-1]}; left out, a free one")
 
-    from monitoring.web.pages import SILENCE, application
+    from monitoring.web.pages import QUIETEN, application
     from monitoring.web.security import Guard
     from monitoring.web.server import serve
 
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
     token = secrets.token_urlsafe(32)
     with _place(args) as place:
         ended_by = serve(
-            lambda closing: Guard(application(source(root), closing), token, written=(SILENCE,)),
+            lambda closing: Guard(application(source(root), closing), token, written=(QUIETEN,)),
             place,
             ready=lambda: _tell(place, token, root, as_json=args.json),
         )
@@ -116,7 +117,7 @@ def source(root: Path) -> Source:
         jobs=jobs,
         sweeps=lambda: list(_sweeps(root)),
         configuration=_configuration,
-        silence=_silence,
+        quieten=_quieten,
     )
 
 
@@ -136,16 +137,10 @@ def _configuration(folder: Path) -> Mapping[str, Any]:
         raise ValueError(str(error)) from error
 
 
-def _silence(folder: Path, key: str, silent: bool) -> None:
+def _quieten(folder: Path, finding: Finding, how: Quiet) -> None:
     from hpc import findings
 
-    try:
-        if silent:
-            findings.silence(Run(folder), key, until=None)
-        else:
-            findings.speak(Run(folder), key)
-    except Refused as error:
-        raise ValueError(str(error)) from error
+    findings.quieten(Run(folder), finding, how)
 
 
 def _sweeps(root: Path) -> Iterator[Sweep]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-from monitoring.findings import Finding
+from monitoring.findings import Finding, Quiet
 from monitoring.job import JobState
-
-Quiet = Literal["acknowledge", "silence", "speak"]
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ from monitoring import layout
 from monitoring.curves import Curves
 from monitoring.device_history import DeviceHistory
 from monitoring.experts import Experts
-from monitoring.findings import Finding
+from monitoring.findings import Finding, Quiet
 from monitoring.history import History
 from monitoring.job import JobState
 from monitoring.ranks import Ranks, parts_told
 from monitoring.reader import Reader
 from monitoring.snapshot import Snapshot
-from monitoring.terminal.source import Quiet
 from monitoring.text import clean
 
 FRESH = 0.3  # seconds for which nothing is read again, however many views ask

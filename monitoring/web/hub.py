@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from monitoring import request
+from monitoring.findings import Quiet
 from monitoring.snapshot import ENDED, Snapshot
 from monitoring.tail import last_value
 from monitoring.web import views
@@ -201,18 +202,18 @@ class Hub:
             self.forget(folder)
             raise Gone(str(error)) from error
 
-    def silence(self, name: str, finding: str, *, silent: bool) -> None:
+    def quieten(self, name: str, key: str, how: Quiet) -> None:
         """Say no more of a finding that there is now, or say it again.
 
         Raises:
             Unknown: if there is no such run or finding.
-            ValueError: if it cannot be, in words.
             Gone, OSError: if the run cannot be read, or written.
         """
         watched = self.watched(name)
-        if finding not in {each.key for each in watched.snapshot().findings}:
-            raise Unknown(finding)
-        self.source.silence(watched.folder, finding, silent)
+        finding = next((each for each in watched.snapshot().findings if each.key == key), None)
+        if finding is None:
+            raise Unknown(key)
+        self.source.quieten(watched.folder, finding, how)
 
     def snapshots(self) -> list[Snapshot]:
         """The newest runs that have not ended, for whoever keeps their figures: those that could be read in time."""

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 from starlette.applications import Starlette
@@ -19,6 +19,7 @@ from starlette.routing import Route
 from monitoring.curves import AXES
 from monitoring.device_metrics import METRICS
 from monitoring.export import openmetrics
+from monitoring.findings import Quiet
 from monitoring.ranks import PARTS
 from monitoring.web import logs, views, watched
 from monitoring.web.encode import dumps
@@ -34,7 +35,7 @@ ALIVE = 15.0  # seconds after which a stream that has nothing to say says so: wh
 IDLE = 60.0  # seconds after which what nobody asked for is forgotten
 POINTS = 4000  # of a curve, at most
 COMPARED = 12  # runs, at most
-SILENCE = "/api/silence"  # all that may be posted to
+QUIETEN = "/api/findings"  # all that may be posted to
 LONGEST = 4096  # bytes of what is posted
 CURVE = ("run", "metric", "axis", "low", "high", "most", "smoothing", "history", "first", "since", "place")
 
@@ -73,7 +74,7 @@ class Pages:
             Route("/api/differences", _told(self.differences, "run")),
             Route("/api/request", _told(self.request, "run")),
             Route("/metrics", _told(self.openmetrics)),
-            Route(SILENCE, _told(self.silence), methods=["POST"]),
+            Route(QUIETEN, _told(self.quieten), methods=["POST"]),
         ]
 
     # -- files --
@@ -233,8 +234,8 @@ class Pages:
         """Where the runs stand that have not ended, for Prometheus."""
         return Response(await in_thread(lambda: openmetrics.render(self.hub.snapshots())), media_type=openmetrics.TYPE)
 
-    async def silence(self, request: Request) -> Response:
-        """Say no more of a finding, or say it again: ``{"run", "finding", "silent"}``."""
+    async def quieten(self, request: Request) -> Response:
+        """Say no more of a finding, or say it again: ``{"run", "finding", "how"}``."""
         body = b""
         async for part in request.stream():
             body += part
@@ -242,16 +243,15 @@ class Pages:
                 raise Mistake(f"more than {LONGEST} bytes")
         try:
             said = orjson.loads(body)
-            run, finding, silent = said["run"], said["finding"], said["silent"]
+            run, finding, how = said["run"], said["finding"], said["how"]
         except (ValueError, TypeError, KeyError):
-            raise Mistake('must be JSON: {"run": TEXT, "finding": TEXT, "silent": true or false}') from None
-        if not (isinstance(run, str) and isinstance(finding, str) and isinstance(silent, bool)):
-            raise Mistake("run and finding: must be text; silent: true or false")
-        try:
-            await in_thread(lambda: self.hub.silence(run, finding, silent=silent))
-        except ValueError as error:
-            raise Mistake(str(error)) from error
-        return _json({"silent": silent})
+            raise Mistake('must be JSON: {"run": TEXT, "finding": TEXT, "how": TEXT}') from None
+        if not (isinstance(run, str) and isinstance(finding, str)):
+            raise Mistake("run and finding: must be text")
+        if how not in get_args(Quiet):
+            raise Mistake(f"how: one of {', '.join(get_args(Quiet))}")
+        await in_thread(self.hub.quieten, run, finding, how)
+        return _json({"how": how})
 
 
 class _Follow:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from monitoring.snapshot import JobState
+from monitoring.findings import Finding, Quiet
+from monitoring.job import JobState
 
 Jobs = Mapping[Path, JobState]
 
@@ -85,9 +86,7 @@ class Source:
     jobs: Callable[[Sequence[Path], Jobs], Jobs]  # asks Slurm, once for all; the second is what it said before
     sweeps: Callable[[], Sequence[Sweep]]
     configuration: Callable[[Path], Mapping[str, Any]]  # of a run, by full path; ValueError: why it cannot be read
-    silence: Callable[
-        [Path, str, bool], None
-    ]  # a finding of a run, by its key, or have it told again; ValueError: why not
+    quieten: Callable[[Path, Finding, Quiet], None]  # say no more of a finding of a run, or say it again
 
 
 def rows(source: Source, folders: Sequence[Path], jobs: Jobs) -> Sequence[Row]:

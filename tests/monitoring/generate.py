@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from monitoring import layout
-from monitoring.findings import Finding
+from monitoring.findings import Finding, Quiet
 from monitoring.reader import Reader
 from monitoring.recorder import PROTOCOL, Recorder, encode
 from monitoring.snapshot import JobState, Snapshot
-from monitoring.terminal.source import Entry, Quiet
+from monitoring.terminal.source import Entry
 
 BATCH = 4096  # tokens of a step
 START = 1_763_800_000.0  # unix seconds

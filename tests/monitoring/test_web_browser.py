@@ -15,7 +15,7 @@ import uvicorn
 
 from monitoring import layout
 from monitoring.recorder import Recorder
-from monitoring.web.pages import SILENCE, application
+from monitoring.web.pages import QUIETEN, application
 from monitoring.web.security import Guard
 from monitoring.web.server import on_port
 from tests.monitoring.generate import BATCH, Shape, Try, generate, hours_of_devices, waits_for_data
@@ -63,7 +63,7 @@ def base(root: Path) -> Iterator[str]:
         patch.setattr("monitoring.web.watched.FRESH", 0.05)
         patch.setattr("monitoring.web.hub.LIST_EVERY", 0.1)
         closing = asyncio.Event()
-        app = Guard(application(source(root), closing), TOKEN, written=(SILENCE,))
+        app = Guard(application(source(root), closing), TOKEN, written=(QUIETEN,))
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[place.listening])), daemon=True)
         thread.start()
@@ -340,6 +340,10 @@ def test_a_finding_is_silenced_by_a_click(viewer: Viewer) -> None:
     back.wait_for()
     assert "(silenced)" in page.locator(".finding", has=back).inner_text()
     assert viewer.tell("document.activeElement.textContent") == "Say again"  # the focus stays with the finding
+    back.click()
+    page.get_by_role("button", name=f"Seen: {title}", exact=False).click()
+    back.wait_for()
+    assert "(seen)" in page.locator(".finding", has=back).inner_text()
     back.click()
     page.get_by_role("button", name=f"Silence: {title}", exact=False).wait_for()
     assert viewer.complaints == []

@@ -422,11 +422,12 @@ def test_a_finding_is_silenced_and_told_again(viewer: TestClient, root: Path) ->
 
     found = findings()
     assert found and not any(each["silenced"] for each in found)  # nothing was recorded for very long
-    body = {"run": RUN, "finding": found[0]["key"], "silent": True}
-    assert viewer.post("/api/silence", json=body, headers=own).status_code == 200
-    assert silent(body["finding"])
-    assert viewer.post("/api/silence", json=body | {"silent": False}, headers=own).status_code == 200
-    assert not silent(body["finding"])
+    body = {"run": RUN, "finding": found[0]["key"]}
+    for how, quiet in (("silence", True), ("speak", False), ("acknowledge", True), ("speak", False)):
+        assert viewer.post("/api/findings", json=body | {"how": how}, headers=own).status_code == 200
+        assert silent(body["finding"]) is quiet
+    refused = viewer.post("/api/findings", json=body | {"how": "shout"}, headers=own)
+    assert refused.status_code == 400 and "acknowledge" in refused.text
 
 
 @given(st.integers(1, 300), st.integers(1, 20), st.integers(0, 10**6))

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from monitoring.web.pages import SILENCE
+from monitoring.web.pages import QUIETEN
 from monitoring.web.security import POLICY, Guard
 from tests.monitoring.web import RUN, TOKEN, browser, guarded, tree
 
@@ -26,7 +26,7 @@ ADDRESSES = (
     "/static/x/page.css",
     "/metrics",
     "/nothing",
-    SILENCE,
+    QUIETEN,
 )
 SECRET = "the secret beside the runs"
 
@@ -159,26 +159,26 @@ def test_a_tunnel_may_begin_at_any_port_of_the_loopback(viewer: TestClient, host
 )
 def test_another_sites_page_reads_and_writes_nothing(viewer: TestClient, origin: str) -> None:
     assert viewer.get("/", headers={"origin": origin}).status_code == 403
-    body = {"run": RUN, "finding": "stall", "silent": True}
-    assert viewer.post(SILENCE, json=body, headers={"origin": origin}).status_code == 403
+    body = {"run": RUN, "finding": "stall", "how": "silence"}
+    assert viewer.post(QUIETEN, json=body, headers={"origin": origin}).status_code == 403
     assert viewer.options("/", headers={"origin": origin, "access-control-request-method": "POST"}).status_code == 403
 
 
 def test_only_silencing_writes_and_only_from_the_page_itself(viewer: TestClient) -> None:
     own = {"origin": "http://localhost"}
-    body = {"run": RUN, "finding": "no such", "silent": True}
-    assert viewer.post(SILENCE, json=body).status_code == 403  # who posts says from where
-    assert viewer.post(SILENCE, json=body, headers=own).status_code == 404  # it came through
+    body = {"run": RUN, "finding": "no such", "how": "silence"}
+    assert viewer.post(QUIETEN, json=body).status_code == 403  # who posts says from where
+    assert viewer.post(QUIETEN, json=body, headers=own).status_code == 404  # it came through
     for address in ("/", "/api/curve", "/events"):
         for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "BREW"):
             assert viewer.request(method, address, headers=own).status_code == 405, (method, address)
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b"{", b'{"run": 1}', b'{"run":"a","finding":"b","silent":1}', b"x" * 9000]
+    "body", [b"", b"[]", b"{", b'{"run": 1}', b'{"run":"a","finding":"b","how":1}', b"x" * 9000]
 )
 def test_what_is_posted_is_checked(viewer: TestClient, body: bytes) -> None:
-    answer = viewer.post(SILENCE, content=body, headers={"origin": "http://localhost"})
+    answer = viewer.post(QUIETEN, content=body, headers={"origin": "http://localhost"})
     assert answer.status_code == 400
 
 

@@ -11,10 +11,11 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from monitoring import layout
+from monitoring.findings import Finding, Quiet
 from monitoring.history import read_json
 from monitoring.snapshot import JobState
 from monitoring.tail import last_record
-from monitoring.web.pages import SILENCE, application
+from monitoring.web.pages import QUIETEN, application
 from monitoring.web.security import Guard
 from monitoring.web.source import Member, Source, Sweep
 from tests.monitoring.generate import Shape, Try, generate
@@ -85,8 +86,10 @@ def source(root: Path, called: Called | None = None) -> Source:
             called.jobs.append(len(folders))
         return {folder: JobState("17", "RUNNING", nodes="n2gpu[1201,1205]", emulated=True) for folder in folders}
 
-    def silence(folder: Path, finding: str, silent: bool) -> None:
-        (folder / layout.SILENCED).write_text(json.dumps({finding: {"until": None}} if silent else {}))
+    def quieten(folder: Path, finding: Finding, how: Quiet) -> None:
+        seen = {"severity": finding.severity.value} if how == "acknowledge" else {}
+        entry = {finding.key: {"until": None, **seen}} if how != "speak" else {}
+        (folder / layout.SILENCED).write_text(json.dumps(entry))
 
     def members() -> list[Member]:
         return [Member(n, "sweep", root / f"{SWEEP}.{n}", each) for n, each in enumerate(SETTINGS)]
@@ -96,13 +99,13 @@ def source(root: Path, called: Called | None = None) -> Source:
         rows=lambda folders, _: [row(folder) for folder in folders],
         jobs=jobs,
         sweeps=lambda: [Sweep(root / SWEEP, False, members())] if root.joinpath("sweep").exists() else [],
-        silence=silence,
+        quieten=quieten,
         configuration=lambda folder: {"name": folder.parent.name, "same": 1, "id": folder.name},
     )
 
 
 def guarded(root: Path, called: Called | None = None) -> Guard:
-    return Guard(application(source(root, called)), TOKEN, written=(SILENCE,))
+    return Guard(application(source(root, called)), TOKEN, written=(QUIETEN,))
 
 
 def browser(app: Guard) -> TestClient:

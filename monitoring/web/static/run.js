@@ -208,27 +208,32 @@ function fill(node, ...children) {
 function findings(node, found, key) {
   const id = key.slice(key.lastIndexOf("/") + 1);
   const list = found.map((each) => {
-    const { silenced } = each;
+    const { silenced, acknowledged } = each;
     const where = [each.node && `node ${each.node}`, each.rank !== null && `rank ${each.rank}`]
       .filter(Boolean)
       .join(", ");
-    const button = el(
-      "button",
-      {
-        type: "button",
-        class: "small",
-        "data-key": each.key,
-        "aria-label": `${silenced ? "Say again" : "Silence"}: ${each.title}`,
-        onclick: async () => {
-          try {
-            await post("/api/silence", { run: key, finding: each.key, silent: !silenced });
-          } catch (error) {
-            button.after(el("span", { class: "bad" }, ` ${error.message}`));
-          }
+    const button = (label, how, title) => {
+      const node = el(
+        "button",
+        {
+          type: "button",
+          class: "small",
+          title,
+          "data-key": each.key,
+          "data-how": how,
+          "aria-label": `${label}: ${each.title}`,
+          onclick: async () => {
+            try {
+              await post("/api/findings", { run: key, finding: each.key, how });
+            } catch (error) {
+              node.after(el("span", { class: "bad" }, ` ${error.message}`));
+            }
+          },
         },
-      },
-      silenced ? "Say again" : "Silence",
-    );
+        label,
+      );
+      return node;
+    };
     return el(
       "li",
       { class: `finding ${each.severity} ${silenced ? "silenced" : ""}` },
@@ -237,7 +242,7 @@ function findings(node, found, key) {
         { class: "title" },
         el("b", { class: "severity" }, each.severity),
         ` ${each.title}`,
-        silenced ? el("span", { class: "quiet" }, " (silenced)") : null,
+        silenced ? el("span", { class: "quiet" }, acknowledged ? " (seen)" : " (silenced)") : null,
       ),
       el("p", {}, each.evidence),
       el(
@@ -246,16 +251,25 @@ function findings(node, found, key) {
         [`since ${clock(each.since)}`, where].filter(Boolean).join(", "),
         each.do ? [". To do: ", el("code", {}, each.do.replace(/\bRUN\b/g, id))] : null,
       ),
-      button,
+      silenced
+        ? button("Say again", "speak", "Count it again, and tell of it")
+        : [
+            button("Silence", "silence", "Hear no more of it"),
+            " ",
+            button("Seen", "acknowledge", "Hear no more of it for a week, unless it gets worse"),
+          ],
     );
   });
   const old = node.querySelector(".problems");
-  const focused = node.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+  const focused = node.contains(document.activeElement) ? document.activeElement.dataset : {};
   node.replaceChildren(
     found.length ? section("findings", "Findings", el("ul", { class: "findings" }, list)) : "",
     old ?? "",
   );
-  if (focused) node.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
+  if (focused.key) {
+    const of = `[data-key="${CSS.escape(focused.key)}"]`;
+    (node.querySelector(`${of}[data-how="${focused.how}"]`) ?? node.querySelector(of))?.focus();
+  }
 }
 
 function problems(node, found) {
