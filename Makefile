@@ -1,6 +1,6 @@
 # make run: everything from nothing to a trained model.  make test: what CI runs.
-# Three at a time also on two cores: many tests wait for processes that they started. One thread each, for there are
-# ranks enough to keep all cores busy.
+# On Slurm three at a time also on two cores: most of it is waiting. One thread each, for there are ranks enough to keep
+# all cores busy.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -25,7 +25,7 @@ run: setup
 test: setup
 	@tests/install_slurm
 	@tests/install_chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slurm" -n 3 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slurm" -n 2 --dist worksteal
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup

@@ -316,7 +316,7 @@ def test_torchrun_saves_at_the_limit_and_survives_a_killed_worker(start: Start, 
     pytest.importorskip("torch")
     path = script(DISTRIBUTED)
     words = f"command={PYTHON} -m torch.distributed.run --nproc-per-node=2 {path} 80 0.2"
-    run = start("job=command", words, "job.time=0:40", "job.grace=15")
+    run = start("job=command", words, "job.time=0:50", "job.grace=15")
     until(lambda: "iteration 7/80" in output(run) if (ledger.folder(run, 0) / "rank-0.log").exists() else False, 60)
     workers = [each for each in below(run) if str(path) in each.cmdline() and "-m" not in each.cmdline()]
     assert len({each.pid for each in workers}) == 2
