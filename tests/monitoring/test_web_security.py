@@ -174,9 +174,7 @@ def test_only_silencing_writes_and_only_from_the_page_itself(viewer: TestClient)
             assert viewer.request(method, address, headers=own).status_code == 405, (method, address)
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"[]", b"{", b'{"run": 1}', b'{"run":"a","finding":"b","how":1}', b"x" * 9000]
-)
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"run": 1}', b'{"run":"a","finding":"b","how":1}', b"x" * 9000])
 def test_what_is_posted_is_checked(viewer: TestClient, body: bytes) -> None:
     answer = viewer.post(QUIETEN, content=body, headers={"origin": "http://localhost"})
     assert answer.status_code == 400
