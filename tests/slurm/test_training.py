@@ -21,9 +21,9 @@ from monitoring.tail import header
 from tests.slurm import training
 from tests.slurm.training import Submit, at_step, causes, ended, hpc, losses, lost, told
 
-# A job of one minute that stops 40 s before its end trains for 14 s at most, so more than 28 s of training pass two
-# time limits at least. On two quiet cores a step takes 0.18 s, and slower ones only pass more limits.
-STEPS = 280
+# A job of one minute that stops half a minute before its end trains for 24 s at most, so more than 48 s of training
+# pass two time limits at least. On two quiet cores a step takes 0.18 s, and slower ones only pass more limits.
+STEPS = 450
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def undisturbed(submit: Submit) -> dict[int, str]:
 
 @pytest.mark.timeout(1500)
 def test_two_time_limits_leave_no_trace_in_the_losses(submit: Submit, undisturbed: dict[int, str]) -> None:
-    run = train(submit, STEPS, "job.time=1", "job.grace=40", "job.max_fruitless=9")
+    run = train(submit, STEPS, "job.time=1", "job.grace=30", "job.max_fruitless=9")
     ended(run, 900)
     assert causes(run).count("time_limit") >= 2, causes(run)
     assert losses(run) == undisturbed
