@@ -51,7 +51,8 @@ def page(run: Run, file: Path) -> None:
             seen.wait_for_selector("#ranks tbody tr")
             seen.locator("#experts").scroll_into_view_if_needed()
             seen.wait_for_timeout(1000)
-            seen.evaluate("scrollTo(0, 0)")
+            # Has the names of this machine, its folders and its user.
+            seen.evaluate("document.getElementById('request').style.display = 'none'; scrollTo(0, 0)")
             seen.wait_for_timeout(500)
             seen.screenshot(path=file, full_page=True)
             chromium.close()
