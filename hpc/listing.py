@@ -10,7 +10,7 @@ from typing import Any
 from hpc import notes, runs
 from hpc.runs import Run
 from hpc.trained import Saved, Source
-from monitoring.job import GONE, JobState
+from monitoring.job import NO_JOB, JobState
 
 ENDED = ("finished", "failed", "cancelled")  # what a run says of itself when nothing more comes of it
 
@@ -106,7 +106,7 @@ def _in_other_hands(run: Run, job: JobState | None, text: str, reason: str) -> t
     if job.over:
         if job.job_id.startswith("local-"):
             return "gone", f"its supervisor was killed; see: hpc logs {run.id}"
-        said = "Slurm no longer knows its job" if job.state == GONE else f"its job is {job.state}"
+        said = "Slurm no longer knows its job" if job.state == NO_JOB else f"its job is {job.state}"
         return "gone", f"{said}, and the run has not ended; to go on: hpc resume {run.id}"
     return job.state.lower(), job.reason if job.reason not in ("None", "") and job.state == "PENDING" else reason
 

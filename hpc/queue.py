@@ -16,7 +16,7 @@ from hpc.departed import Departed
 from hpc.runs import Run
 from hpc.submit import target
 from hpc.sweep import Sweep
-from monitoring.job import GONE, JobState
+from monitoring.job import NO_JOB, JobState
 
 
 class Task(NamedTuple):
@@ -33,7 +33,7 @@ def states(
     tasks: Iterable[Task] = (),
     departed: Departed | None = None,
 ) -> Mapping[Path, JobState]:
-    """The job of each run that is in Slurm's hands, by run folder; its state is GONE if Slurm knows it no more.
+    """The job of each run that is in Slurm's hands, by run folder; its state is NO_JOB if Slurm knows it no more.
 
     So it is of a run without Slurm whose supervisor was killed.
 
@@ -50,7 +50,7 @@ def states(
         if job_id is None or run.state().get("state") in ("finished", "failed", "cancelled"):
             continue
         if job_id.startswith("local-") and local_lives(run) is False:
-            result[run.folder] = JobState(job_id=job_id, state=GONE, seen=time.time())
+            result[run.folder] = JobState(job_id=job_id, state=NO_JOB, seen=time.time())
         if re.fullmatch(r"\d+(_\d+)?", job_id):
             by_cluster.setdefault((run.cluster, run.emulated), []).append((run, job_id, run))
     for run, job_id, of in tasks:
@@ -122,7 +122,7 @@ def local_lives(run: Run) -> bool | None:
 
 
 def _gone(job_id: str, emulated: bool) -> JobState:
-    return JobState(job_id=job_id, state=GONE, emulated=emulated, seen=time.time())
+    return JobState(job_id=job_id, state=NO_JOB, emulated=emulated, seen=time.time())
 
 
 def job_state(row: slurm.QueueRow, *, emulated: bool) -> JobState:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-GONE = "GONE"  # our word for a job that the queue does not have any more
+NO_JOB = "GONE"  # our word for a job that the queue does not have any more
 # States from which a job does not come back. Slurm shows a job that has ended for some minutes more.
 OVER = frozenset(
     {
@@ -30,7 +30,7 @@ class JobState:
     """
 
     job_id: str
-    state: str  # as squeue spells it: PENDING, RUNNING ...; GONE
+    state: str  # as squeue spells it: PENDING, RUNNING ...; or NO_JOB
     reason: str = ""  # why it waits, as squeue spells it; how it ended, in words
     nodes: str = ""  # in Slurm's notation
     submitted: float | None = None
@@ -43,4 +43,4 @@ class JobState:
     @property
     def over(self) -> bool:
         """Nothing will bring the job back."""
-        return self.state == GONE or self.state in OVER
+        return self.state == NO_JOB or self.state in OVER

@@ -14,8 +14,7 @@ from monitoring.detectors import detect
 from monitoring.evidence import TRAINING, Gathering
 from monitoring.findings import Finding, silenced
 from monitoring.history import History, attempt_row, read_json
-from monitoring.job import GONE as NO_JOB
-from monitoring.job import JobState
+from monitoring.job import NO_JOB, JobState
 from monitoring.outlook import Outlook, outlook
 from monitoring.snapshot import ENDED, GONE, Attempt, ExpertLoad, Snapshot
 from monitoring.spent import account

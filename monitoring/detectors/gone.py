@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from monitoring.evidence import Evidence
 from monitoring.findings import Finding, Severity
-from monitoring.job import GONE as NO_JOB
+from monitoring.job import NO_JOB
 from monitoring.snapshot import GONE
 from monitoring.words import duration
 

@@ -14,7 +14,7 @@ from hpc.departed import Departed, End
 from hpc.listing import row
 from hpc.runs import Run
 from hpc.slurm import SlurmError
-from monitoring.job import GONE
+from monitoring.job import NO_JOB
 
 
 class Accounting:
@@ -73,7 +73,7 @@ def test_what_is_not_known_is_asked_for_ever_more_seldom(run: Run, accounting: A
     told = Departed(lambda: now[0])
     for second in range(3600):
         now[0] = float(second)
-        assert queue.states([run], departed=told)[run.folder].state == GONE
+        assert queue.states([run], departed=told)[run.folder].state == NO_JOB
     assert 7 <= len(accounting.asked) <= 14
     accounting.lines = []
     accounting.says(run, "5", "TIMEOUT")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from monitoring import layout
-from monitoring.job import GONE, JobState
+from monitoring.job import NO_JOB, JobState
 from monitoring.reader import Reader
 from monitoring.terminal.plain import plain, to_json
 from monitoring.terminal.screen import header
@@ -33,7 +33,7 @@ def kinds(run: Path, job: JobState, after: float) -> set[str]:
 LATER = 3600.0
 
 
-@pytest.mark.parametrize("state", [GONE, "NODE_FAIL"])
+@pytest.mark.parametrize("state", [NO_JOB, "NODE_FAIL"])
 def test_a_gone_run_is_told_of_and_is_no_stall(run: Path, state: str) -> None:
     found = Reader(run).read(JobState("17", state), START + LATER)
     told = next(each for each in found.findings if each.kind == "gone")
@@ -55,26 +55,26 @@ def test_how_it_ended_is_said_and_when(run: Path) -> None:
 def test_the_state_is_judged_anew_when_the_job_is_another(run: Path) -> None:
     reader = Reader(run)
     assert "stall" in {each.kind for each in reader.read(JobState("17", "RUNNING"), START + LATER).findings}
-    found = reader.read(JobState("17", GONE), START + LATER + 1)
+    found = reader.read(JobState("17", NO_JOB), START + LATER + 1)
     assert {"gone"} <= {each.kind for each in found.findings} and "stall" not in {f.kind for f in found.findings}
 
 
 def test_what_ends_just_now_or_goes_on_in_another_job_is_not_gone(run: Path) -> None:
     last = Reader(run).read(None, START + LATER).updated
     assert last is not None
-    assert "gone" not in kinds(run, JobState("17", GONE), last - START + 60)
+    assert "gone" not in kinds(run, JobState("17", NO_JOB), last - START + 60)
     say(run, "queued", "18")
-    assert "gone" not in kinds(run, JobState("17", GONE), LATER)
-    assert Reader(run).read(JobState("17", GONE), START + LATER).state == "queued"
+    assert "gone" not in kinds(run, JobState("17", NO_JOB), LATER)
+    assert Reader(run).read(JobState("17", NO_JOB), START + LATER).state == "queued"
 
 
 @pytest.mark.parametrize("state", ["finished", "failed", "cancelled"])
 def test_what_has_ended_by_its_own_word_is_not_gone(run: Path, state: str) -> None:
     say(run, state, "17")
-    assert "gone" not in kinds(run, JobState("17", GONE), LATER)
+    assert "gone" not in kinds(run, JobState("17", NO_JOB), LATER)
 
 
 def test_without_slurm_it_is_the_supervisor_that_is_gone(run: Path) -> None:
     say(run, "running", "local-4711")
-    found = Reader(run).read(JobState("local-4711", GONE), START + LATER)
+    found = Reader(run).read(JobState("local-4711", NO_JOB), START + LATER)
     assert found.reason == "its supervisor was killed"
